@@ -1,0 +1,113 @@
+"""Running external programs. The only module that imports subprocess.
+
+``run`` is for programs that end by themselves (mke2fs, nft); long-lived children belong to the supervisor, which starts
+them with ``start`` and knows them by their pidfd.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from launcher.errors import HostUnfit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+STDERR_TAIL = 4096  # bytes of a failed program's stderr that are kept for the error
+
+# A child never inherits our environment: it may hold the VM's spec. UTF-8 is needed by mke2fs to read pax names.
+BASE_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended. ``returncode`` is negative for a signal, as subprocess has it."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def command(self) -> str:
+        return shlex.join(self.argv)
+
+    @property
+    def failure(self) -> str:
+        """One clause that tells how it failed: by which signal or status, and its last words."""
+        if self.returncode < 0:
+            how = f"was killed by {signal.Signals(-self.returncode).name}"
+        else:
+            how = f"ended with status {self.returncode}"
+        words = self.stderr.strip().splitlines()
+        return f"{self.argv[0]} {how}" + (f": {words[-1].strip()}" if words else "")
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes | IO[bytes] | int | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Finished:
+    """Run a program to its end and return how it ended, whatever its status.
+
+    ``stdin`` is bytes to feed, an open file or descriptor, or None for /dev/null. Raises HostUnfit when the program does
+    not exist or cannot be executed. A program that outlives ``timeout`` seconds is killed and shows as SIGKILL.
+    """
+    feed = stdin if isinstance(stdin, bytes) else None
+    source = subprocess.PIPE if feed is not None else subprocess.DEVNULL if stdin is None else stdin
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            stdin=source,  # type: ignore[arg-type]  # bytes were sorted out above
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**BASE_ENV, **(env or {})},
+        )
+    except OSError as error:
+        raise HostUnfit(f"cannot run {argv[0]}: {error.strerror}", hint="install it in the launcher's image") from error
+    with child:
+        try:
+            out, err = child.communicate(feed, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            out, err = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+    return Finished(tuple(argv), child.returncode, out, err[-STDERR_TAIL:].decode(errors="replace"))
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    stdout: int,
+    stderr: int,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+) -> tuple[int, int]:
+    """Start a long-lived child and return ``(pid, pidfd)``; the caller owns the pidfd and reaps the child.
+
+    stdin is /dev/null; the child leads a process group of its own, so that a Ctrl-C at the terminal reaches only us.
+    """
+    try:
+        # Not a context manager and never waited for through Popen: the supervisor reaps by pidfd.
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            env={**BASE_ENV, **(env or {})},
+            process_group=0,
+        )
+    except OSError as error:
+        raise HostUnfit(f"cannot run {argv[0]}: {error.strerror}", hint="install it in the launcher's image") from error
+    child.returncode = 0  # tells Popen's finaliser that somebody else reaps this child
+    return child.pid, os.pidfd_open(child.pid)
