@@ -1,0 +1,162 @@
+"""What was seen of the machine: values only, with a JSON round trip, so that a plan can be made anywhere.
+
+``host.observe`` fills these in; ``launcher facts`` prints them; ``launcher plan --facts`` reads them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.paths import Paths
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address of a link, as ``RTM_GETADDR`` has it. ``local`` is text; ``prefix`` is a bit count."""
+
+    family: int  # 4 or 6
+    local: str
+    prefix: int
+    peer: str | None = None  # the other end of a point-to-point address
+    broadcast: str | None = None
+    label: str | None = None
+    scope: int = 0  # RT_SCOPE_*
+    flags: int = 0  # IFA_F_*, of which PERMANENT and the like are the kernel's
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One next hop of a multipath route."""
+
+    gateway: str | None
+    weight: int = 0
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route through a link, as ``RTM_GETROUTE`` has it. ``destination`` is CIDR text; the default is 0.0.0.0/0."""
+
+    family: int  # 4 or 6
+    destination: str
+    gateway: str | None = None
+    source: str | None = None  # the preferred source address
+    metric: int = 0
+    table: int = 254
+    protocol: int = 3  # RTPROT_*; 2 is the kernel's own
+    scope: int = 0  # RT_SCOPE_*
+    kind: int = 1  # RTN_*; 1 is unicast
+    tos: int = 0
+    onlink: bool = False
+    metrics: tuple[tuple[str, int], ...] = ()  # RTAX_* by pyroute2's names, e.g. ("RTAX_MTU", 1400)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One permanent neighbour entry of a link."""
+
+    family: int
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One network link of the pod with what is on it. ``kind`` is empty for a physical device."""
+
+    name: str
+    index: int
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: str | None = None
+    alias: str | None = None
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()  # of every table but the kernel's local one
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """The pod's network namespace."""
+
+    links: tuple[Link, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    has_dummy: bool = True  # the kernel can make dummy links
+
+    def link(self, name: str) -> Link | None:
+        return next((link for link in self.links if link.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """One image under the images folder. ``problem`` is why it cannot be used; the rest is then empty."""
+
+    name: str
+    form: str = ""
+    digest: str | None = None
+    kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"
+    initramfs: bool = False
+    problem: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What is at ``<disks>/<volume>`` already."""
+
+    volume: str
+    folder: bool = False  # the folder exists
+    rootfs_raw: bool = False
+    cloud_init_iso: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmmFacts:
+    """The VMM's binary. ``version`` is empty when it could not be run; ``problem`` then says why."""
+
+    path: str = ""
+    version: tuple[int, ...] = ()
+    emulated: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A device node, /dev/kvm or /dev/net/tun. ``problem`` is why it cannot be used at all."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o666  # permission bits
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """Everything a plan depends on besides the spec."""
+
+    arch: str  # as uname says: x86_64, aarch64
+    page_size: int
+    cpus: tuple[int, ...]  # CPUs this process may run on
+    kernel_release: str = ""
+    paths: Paths = Paths()  # noqa: RUF009  # frozen, in another module
+    vmm: VmmFacts = VmmFacts()
+    vmm_uid: int = 107
+    vmm_gid: int = 107
+    kvm: DeviceFacts = DeviceFacts()
+    tun: DeviceFacts = DeviceFacts()
+    capabilities: tuple[str, ...] = ()  # effective ones, by name
+    prepared_kernel: bool = False  # <disks>/virtink-kernel/vmlinux is there
+    kernel_image: ImageFacts | None = None
+    images: tuple[ImageFacts, ...] = ()
+    disks: tuple[DiskFacts, ...] = ()
+    network: NetworkFacts = NetworkFacts()
+    dnsmasq: str | None = None  # its path, None when it is not installed
+
+    def image(self, name: str) -> ImageFacts | None:
+        return next((image for image in self.images if image.name == name), None)
+
+    def disk(self, volume: str) -> DiskFacts:
+        return next((disk for disk in self.disks if disk.volume == volume), DiskFacts(volume))
