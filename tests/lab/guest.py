@@ -222,6 +222,7 @@ def _root_tree(tree: Path) -> None:
         (tree / target).unlink(missing_ok=True)  # busybox's own init
         shutil.copyfile(FILES / source, tree / target)
         (tree / target).chmod(0o755)
+    (tree / "var/boots").write_text("0\n")
     (tree / "etc/hostname").write_text("lab-guest\n")
     (tree / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     (tree / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
