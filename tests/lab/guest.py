@@ -12,35 +12,41 @@ Debian packages: busybox-static, umoci (apt and dpkg are there).
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gzip
-import hashlib
-import lzma
 import os
-import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.lab.bzimage import extract_vmlinux
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from tests.lab.debian import (
+    BUSYBOX,
+    CHAR_DEVICE,
+    CPIO_END,
+    DIRECTORY,
+    FILE,
+    PROGRAM,
+    KernelPackage,
+    LabError,
+    cached,
+    cpio,
+    digest,
+    in_load_order,
+    locked_cache,
+    modules_of,
+    newest_kernel,
+    package_tree,
+    run,
+)
 
 FILES = Path(__file__).with_name("guest_files")
-BZIMAGE = Path(__file__).with_name("bzimage.py")
-BUSYBOX = Path("/bin/busybox")
+CODE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("bzimage.py", "debian.py")))
 META_PACKAGE = "linux-image-cloud-amd64"
 
 # What the guest needs from the modules; ext4 is built into the cloud flavour. A name it lacks is an error.
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "evdev", "button", "pvpanic_pci", "isofs")
-MODULE_SUFFIX = re.compile(r"\.ko(\.xz)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +61,19 @@ class LabGuest:
     rootfs_tree: Path
 
 
-class LabError(RuntimeError):
-    """The lab guest cannot be made here; the sentence says what is missing."""
-
-
 def lab_guest() -> LabGuest:
     """The guest of this machine's Debian, made on the first call (about 6 s) and taken from the cache afterwards."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher-lab"
-    root.mkdir(parents=True, exist_ok=True)
-    package, version = _kernel_package()
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code = (Path(__file__), BZIMAGE)
-        kernel = _cached(root / f"{package}_{version}_{_digest(*code)}", lambda out: _make_kernel(package, out))
-        recipe = _digest(*code, BUSYBOX, *sorted(FILES.iterdir()))
-        guest = _cached(root / f"guest_{version}_{recipe}", lambda out: _make_guest(kernel, out))
+    package = newest_kernel(META_PACKAGE)
+    with locked_cache() as root:
+        kernel = cached(
+            root / f"{package.name}_{package.version}_{digest(*CODE)}", lambda out: _make_kernel(package, out)
+        )
+        recipe = digest(*CODE, BUSYBOX, *sorted(FILES.iterdir()))
+        guest = cached(root / f"guest_{package.version}_{recipe}", lambda out: _make_guest(kernel, out))
     return LabGuest(
         kernel_image=guest / "kernel",
         rootfs_image=guest / "rootfs",
-        kernel_version=package.removeprefix("linux-image-"),
+        kernel_version=package.release,
         vmlinux=kernel / "vmlinux",
         initramfs=guest / "initramfs",
         rootfs_tree=guest / "tree",
@@ -90,92 +90,14 @@ def make_rootfs_image(directory: Path) -> Path:
     return Path(shutil.copytree(lab_guest().rootfs_image, directory))
 
 
-def _cached(path: Path, make: Callable[[Path], None]) -> Path:
-    """The folder ``path``, made aside and renamed when it is not there: half a result is never seen."""
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            make(made)
-            made.rename(path)
-    return path
-
-
-def _digest(*paths: Path) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.read_bytes())
-    return total.hexdigest()[:12]
-
-
-def _run(*argv: str | Path, cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise LabError(f"{argv[0]} is not installed: run `make setup`") from error
-    except subprocess.CalledProcessError as error:
-        raise LabError(f"{' '.join(map(str, argv))}: {error.stderr.strip()}") from error
-    return done.stdout
-
-
-# --- the kernel -------------------------------------------------------------------------------------------------------
-
-
-def _kernel_package() -> tuple[str, str]:
-    """Name and version of the newest cloud kernel that apt knows."""
-    depends = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", META_PACKAGE))
-    if depends is None:
-        raise LabError(f"apt does not know {META_PACKAGE}: run `apt-get update`")
-    record = _run("apt-cache", "show", "--no-all-versions", depends[1])
-    version = re.search(r"^Version: (\S+)$", record, re.MULTILINE)
-    if version is None:
-        raise LabError(f"apt does not know {depends[1]}: run `apt-get update`")
-    return depends[1], version[1]
-
-
-@contextlib.contextmanager
-def _package_tree(package: str) -> Iterator[Path]:
-    """The package's files: those installed here, else downloaded and unpacked for as long as the context lasts."""
-    if Path(f"/boot/vmlinuz-{package.removeprefix('linux-image-')}").exists():
-        yield Path("/")
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        _run("apt-get", *sandbox, "download", package, cwd=Path(scratch))
-        (deb,) = Path(scratch).glob("*.deb")
-        _run("dpkg-deb", "-x", deb, Path(scratch, "tree"))
-        yield Path(scratch, "tree")
-
-
-def _make_kernel(package: str, out: Path) -> None:
+def _make_kernel(package: KernelPackage, out: Path) -> None:
     """Write ``vmlinux`` and ``modules/NN-NAME.ko``, numbered in the order they must be loaded."""
-    release = package.removeprefix("linux-image-")
-    with _package_tree(package) as tree:
-        (out / "vmlinux").write_bytes(extract_vmlinux((tree / "boot" / f"vmlinuz-{release}").read_bytes()))
-        known = {
-            MODULE_SUFFIX.sub("", path.name).replace("-", "_"): path
-            for path in (tree / "lib/modules" / release).rglob("*.ko*")
-        }
-        (out / "modules").mkdir()
-        loaded: list[str] = []
-        for name in MODULES:
-            _load(name, known, loaded, out / "modules")
-
-
-def _load(name: str, known: dict[str, Path], loaded: list[str], out: Path) -> None:
-    """Write a module after those it depends on (``depends=`` of its .modinfo section)."""
-    if name in loaded:
-        return
-    if name not in known:
-        raise LabError(f"the kernel package has no module {name}")
-    path = known[name]
-    code = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
-    depends = re.search(rb"\0depends=([^\0]*)\0", code)
-    for needed in depends[1].decode().split(",") if depends else []:
-        if needed:
-            _load(needed.replace("-", "_"), known, loaded, out)
-    (out / f"{len(loaded):02d}-{name}.ko").write_bytes(code)
-    loaded.append(name)
+    with package_tree(package) as tree:
+        (out / "vmlinux").write_bytes(extract_vmlinux((tree / "boot" / f"vmlinuz-{package.release}").read_bytes()))
+        modules = in_load_order(MODULES, modules_of(tree / "lib/modules" / package.release))
+    (out / "modules").mkdir()
+    for number, (name, code) in enumerate(modules.items()):
+        (out / "modules" / f"{number:02d}-{name}.ko").write_bytes(code)
 
 
 # --- the images -------------------------------------------------------------------------------------------------------
@@ -189,22 +111,13 @@ def _make_guest(kernel: Path, out: Path) -> None:
 
 
 def _initramfs(modules: Path) -> bytes:
-    directory, program, node = 0o040755, 0o100755, 0o020600
-    archive = b"".join(_cpio(name, directory) for name in ("bin", "dev", "proc", "sys", "root", "modules"))
-    archive += _cpio("dev/console", node, device=(5, 1))  # the kernel opens it for PID 1 before devtmpfs is there
-    archive += _cpio("bin/busybox", program, BUSYBOX.read_bytes())
-    archive += _cpio("init", program, (FILES / "initramfs-init").read_bytes())
+    archive = b"".join(cpio(name, DIRECTORY) for name in ("bin", "dev", "proc", "sys", "root", "modules"))
+    archive += cpio("dev/console", CHAR_DEVICE, device=(5, 1))  # the kernel opens it for PID 1 before devtmpfs is there
+    archive += cpio("bin/busybox", PROGRAM, BUSYBOX.read_bytes())
+    archive += cpio("init", PROGRAM, (FILES / "initramfs-init").read_bytes())
     for module in sorted(modules.iterdir()):
-        archive += _cpio(f"modules/{module.name}", 0o100644, module.read_bytes())
-    return archive + _cpio("TRAILER!!!", 0)
-
-
-def _cpio(name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-    """One member in the newc format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
-    links = 2 if mode & 0o040000 and not content else 1
-    fields = (0, mode, 0, 0, links, 0, len(content), 0, 0, *device, len(name) + 1, 0)
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+        archive += cpio(f"modules/{module.name}", FILE, module.read_bytes())
+    return archive + CPIO_END
 
 
 def _root_tree(tree: Path) -> None:
@@ -213,7 +126,7 @@ def _root_tree(tree: Path) -> None:
     (tree / "tmp").chmod(0o1777)
     shutil.copyfile(BUSYBOX, tree / "bin/busybox")
     (tree / "bin/busybox").chmod(0o755)
-    for applet in _run(BUSYBOX, "--list-full").split():
+    for applet in run(BUSYBOX, "--list-full").split():
         link = tree / applet.removeprefix("usr/")
         if link.parent.is_dir() and not link.exists():
             link.symlink_to("/bin/busybox")
@@ -233,11 +146,11 @@ def _oci_image(layout: Path, content: dict[Path, str]) -> None:
     """An OCI layout with one layer for each file or tree in ``content``; everything in it belongs to root."""
     image = f"{layout}:latest"
     rootless = ["--rootless"] if os.geteuid() else []
-    _run("umoci", "init", "--layout", layout)
-    _run("umoci", "new", "--image", image)
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", image)
     for source, target in content.items():
-        _run("umoci", "insert", *rootless, "--image", image, source, target)
-    _run("umoci", "gc", "--layout", layout)
+        run("umoci", "insert", *rootless, "--image", image, source, target)
+    run("umoci", "gc", "--layout", layout)
 
 
 def main(directory: Path) -> None:
