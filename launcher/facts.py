@@ -140,6 +140,7 @@ class HostFacts:
     arch: str  # as uname says: x86_64, aarch64
     page_size: int
     cpus: tuple[int, ...]  # CPUs this process may run on
+    hugepages: tuple[tuple[int, int], ...] = ()  # page size in bytes, pages neither used nor reserved
     kernel_release: str = ""
     paths: Paths = Paths()  # noqa: RUF009  # frozen, in another module
     vmm: VmmFacts = VmmFacts()
@@ -154,6 +155,7 @@ class HostFacts:
     disks: tuple[DiskFacts, ...] = ()
     network: NetworkFacts = NetworkFacts()
     dnsmasq: str | None = None  # its path, None when it is not installed
+    receive_migration: bool = False  # $RECEIVE_MIGRATION: the pod is the target of a migration
 
     def image(self, name: str) -> ImageFacts | None:
         return next((image for image in self.images if image.name == name), None)

@@ -42,15 +42,16 @@ class WriteFile:
 
 @dataclass(frozen=True, slots=True)
 class GiveToVmm:
-    """Make a file or device node openable by the VMM's uid: it becomes the owner."""
+    """Make a file or device node openable by the VMM's uid: it becomes the owner, unless its mode lets it in already."""
 
     path: Path
     uid: int
     gid: int
+    write: bool  # else it is only read
     reason: str
 
     def describe(self) -> str:
-        return f"give {self.path} to uid {self.uid}"
+        return f"let uid {self.uid} {'read and write' if self.write else 'read'} {self.path}"
 
 
 @dataclass(frozen=True, slots=True)
