@@ -121,6 +121,7 @@ class VmmFacts:
     version: tuple[int, ...] = ()
     emulated: bool = False
     problem: str | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""From a spec and the facts to the boot plan: total, deterministic, without any I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launcher.plan.compute import CONSOLE, plan_cpus, plan_memory, serial
+from launcher.plan.devices import plan_devices
+from launcher.plan.fitness import check_machine, refuse_unsupported
+from launcher.plan.network import NetworkPlan, plan_bridge
+from launcher.plan.storage import plan_disks, plan_payload
+from launcher.plan.types import BootPlan, Confinement, MakeFolder, VmmLaunch
+from launcher.plan.vmconfig import VmConfig
+
+if TYPE_CHECKING:
+    from launcher.facts import HostFacts
+    from launcher.plan.types import Action
+    from launcher.spec.types import VmSpec
+
+_EMULATED = "the guest is emulated, without KVM: it is slow, and the emulator is not a security boundary"
+
+
+def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
+    """What has to be done on this machine to boot this VM.
+
+    Raises what stands in the way, the first of: SpecInvalid for what this version cannot run, HostUnfit for what the
+    machine lacks, ImageInvalid for an unusable image, NetworkFailed for a network that cannot be handed to the guest.
+    """
+    refuse_unsupported(spec, facts)
+    kernel = spec.instance.kernel
+    if kernel is None:
+        raise AssertionError("a VM without a kernel was refused above")
+    check_machine(spec, facts)
+    cpus = plan_cpus(spec.instance.cpu, facts)
+    memory = plan_memory(spec.instance.memory, facts)
+    payload = plan_payload(kernel, facts)
+    disks = plan_disks(spec, facts)
+    network = plan_bridge(spec, facts) if spec.instance.interfaces else NetworkPlan()
+    devices = plan_devices(spec, facts)
+    paths = facts.paths
+    actions: tuple[Action, ...] = (
+        MakeFolder(paths.run_dir, 0o711, 0, 0, "the run directory; the VMM's uid may pass through it"),
+        # The kernel comes first: a wrong one is found before anything else is touched, the network last of all.
+        *payload.actions,
+        *disks.actions,
+        *devices.actions,
+        MakeFolder(paths.vmm_dir, 0o700, facts.vmm_uid, facts.vmm_gid, "the VMM binds the guest's serial port in it"),
+        *network.actions,
+    )
+    return BootPlan(
+        name=spec.name,
+        namespace=spec.namespace,
+        uid=spec.uid,
+        vmm=VmmLaunch(
+            facts.vmm.path, facts.vmm.version, Confinement(facts.vmm_uid, facts.vmm_gid, groups=devices.groups)
+        ),
+        vm_config=VmConfig(
+            cpus=cpus,
+            memory=memory.config,
+            payload=payload.config,
+            disks=disks.configs or None,
+            net=network.nets or None,
+            serial=serial(paths.serial_socket),
+            console=CONSOLE,
+            pvpanic=True,
+        ),
+        actions=actions,
+        helpers=network.helpers,
+        nics=network.nics,
+        warnings=(*((_EMULATED,) if facts.vmm.emulated else ()), *memory.warnings, *network.warnings),
+    )

@@ -1,0 +1,144 @@
+"""Whether this version can run the VM at all, and whether this machine can."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from launcher.errors import HostUnfit, SpecInvalid
+from launcher.spec.types import (
+    BridgeBinding,
+    CloudInitVolume,
+    ContainerDiskVolume,
+    ContainerRootfsVolume,
+    DataVolumeVolume,
+    MasqueradeBinding,
+    MultusNetwork,
+    PodNetwork,
+    PvcVolume,
+    SecretRef,
+    SriovBinding,
+    VdpaBinding,
+    VhostUserBinding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from launcher.facts import HostFacts
+    from launcher.spec.types import Binding, Network, VmSpec, Volume
+
+# What the container needs, and which step needs it.
+CAPABILITIES = {
+    "chown": "disks and devices are given to the VMM's uid",
+    "dac_override": "files of the VMM's uid stay readable to the launcher",
+    "fowner": "modes of files of the VMM's uid are set",
+    "kill": "the VMM, of another uid, is stopped",
+    "net_admin": "links, addresses, routes and taps are made",
+    "net_bind_service": "dnsmasq answers on the DHCP port",
+    "net_raw": "dnsmasq answers guests that have no address yet",
+    "setgid": "the VMM runs with a gid of its own",
+    "setpcap": "the VMM runs with no capability in its bounding set",
+    "setuid": "the VMM runs with a uid of its own",
+}
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+def refuse_unsupported(spec: VmSpec, facts: HostFacts) -> None:
+    """Raise SpecInvalid with one line for everything in a valid spec that this version cannot run yet."""
+    unsupported = tuple(_unsupported(spec, facts))
+    if unsupported:
+        raise SpecInvalid("\n".join(f"not supported yet: {path} ({what})" for path, what in unsupported))
+
+
+def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
+    """JSON paths in document order, each with what it asks for."""
+    instance = spec.instance
+    if instance.kernel is None:
+        yield "$.spec.instance.kernel", "without a kernel the VM would boot by firmware"
+    for at in range(len(instance.file_systems)):
+        yield f"$.spec.instance.fileSystems[{at}]", "a shared file system"
+    for at, interface in enumerate(instance.interfaces):
+        if wanted := _unsupported_binding(interface.binding):
+            yield f"$.spec.instance.interfaces[{at}].{wanted[0]}", wanted[1]
+    for at, volume in enumerate(spec.volumes):
+        for key, what in _unsupported_sources(volume):
+            yield f"$.spec.volumes[{at}].{key}", what
+    yield from _unsupported_networks(spec.networks)
+    if facts.receive_migration:
+        yield "$RECEIVE_MIGRATION", "the pod is the target of a migration"
+
+
+def _unsupported_binding(binding: Binding) -> tuple[str, str] | None:
+    match binding:
+        case BridgeBinding():
+            return None
+        case MasqueradeBinding():
+            return "masquerade", "a guest behind address translation"
+        case SriovBinding():
+            return "sriov", "a PCI function for the guest"
+        case VdpaBinding():
+            return "vdpa", "a vDPA device for the guest"
+        case VhostUserBinding():
+            return "vhostUser", "a port of a userspace switch"
+        case other:
+            assert_never(other)
+
+
+def _unsupported_sources(volume: Volume) -> Iterator[tuple[str, str]]:
+    match volume:
+        case ContainerRootfsVolume():
+            pass
+        case CloudInitVolume():
+            if isinstance(volume.user_data, SecretRef):
+                yield "cloudInit.userDataSecretName", "user data from a Secret"
+            if isinstance(volume.network_data, SecretRef):
+                yield "cloudInit.networkDataSecretName", "network data from a Secret"
+        case ContainerDiskVolume():
+            yield "containerDisk", "a disk from an image"
+        case PvcVolume():
+            yield "persistentVolumeClaim", "a disk from a claim"
+        case DataVolumeVolume():
+            yield "dataVolume", "a disk from a data volume"
+        case other:
+            assert_never(other)
+
+
+def _unsupported_networks(networks: tuple[Network, ...]) -> Iterator[tuple[str, str]]:
+    pods = 0
+    for at, network in enumerate(networks):
+        match network:
+            case MultusNetwork():
+                yield f"$.spec.networks[{at}].multus", "a second network of the pod"
+            case PodNetwork():
+                pods += 1
+                if pods > 1:
+                    yield f"$.spec.networks[{at}].pod", "more than one interface on the pod network"
+            case other:
+                assert_never(other)
+
+
+def check_machine(spec: VmSpec, facts: HostFacts) -> None:
+    """Raise HostUnfit, with the remedy, for what the machine or the container lacks for this VM."""
+    if facts.arch not in ARCHITECTURES:
+        raise HostUnfit(f"machines of type {facts.arch} are not supported", hint=f"use {' or '.join(ARCHITECTURES)}")
+    if facts.vmm.problem:
+        raise HostUnfit(facts.vmm.problem, hint=facts.vmm.hint)
+    if facts.kvm.problem and not facts.vmm.emulated:
+        raise HostUnfit(
+            facts.kvm.problem,
+            hint="request the KVM device of a device plugin on a node with KVM, "
+            "or pass --emulate to run the guest slowly without it",
+        )
+    if facts.tun.problem and spec.instance.interfaces:
+        raise HostUnfit(
+            facts.tun.problem,
+            hint="request the tun device of a device plugin, or have the node make one (modprobe tun)",
+        )
+    if missing := [name for name in CAPABILITIES if name not in facts.capabilities]:
+        names = ", ".join(name.upper() for name in missing)
+        raise HostUnfit(
+            f"the container lacks the capability {names}: {CAPABILITIES[missing[0]]}"
+            if len(missing) == 1
+            else f"the container lacks the capabilities {names}",
+            hint="run it as root and add them under securityContext.capabilities.add",
+        )

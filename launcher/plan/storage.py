@@ -1,0 +1,121 @@
+"""The VM's disks and its kernel: which files they are, and how those come to be.
+
+What somebody already prepared is used as it is and never rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+from launcher.errors import ImageInvalid
+from launcher.plan.seed import seed_files
+from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
+from launcher.plan.vmconfig import DiskConfig, PayloadConfig
+from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launcher.facts import HostFacts, ImageFacts
+    from launcher.plan.types import Action
+    from launcher.spec.types import Disk, Kernel, VmSpec
+
+_SERIAL_BYTES = 20  # what virtio-blk has room for; cloud-hypervisor refuses more
+_KERNELS = {"x86_64": ("pvh-elf", "bzimage"), "aarch64": ("arm64-image",)}
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadPlan:
+    config: PayloadConfig
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DisksPlan:
+    configs: tuple[DiskConfig, ...]
+    actions: tuple[Action, ...]
+
+
+def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
+    """The kernel with its command line, verbatim. Raises ImageInvalid when there is no kernel this machine can boot."""
+    paths = facts.paths
+    if facts.prepared_kernel:
+        give = GiveToVmm(
+            paths.prepared_kernel, facts.vmm_uid, facts.vmm_gid, write=False, reason="the VMM loads the prepared kernel"
+        )
+        return PayloadPlan(PayloadConfig(str(paths.prepared_kernel), kernel.cmdline), (give,) if facts.vmm_uid else ())
+    image = _usable(facts.kernel_image, paths.kernel_image, kernel.image, f"or prepare {paths.prepared_kernel}")
+    bootable = _KERNELS[facts.arch]
+    if image.kernel not in bootable:
+        raise ImageInvalid(
+            f"the kernel image {kernel.image} at {paths.kernel_image} has no kernel for {facts.arch}: "
+            f"its /vmlinux is {image.kernel or 'missing'}",
+            hint=f"/vmlinux must be {' or '.join(bootable)}",
+        )
+    initramfs = paths.initramfs if image.initramfs else None
+    return PayloadPlan(
+        PayloadConfig(str(paths.kernel), kernel.cmdline, str(initramfs) if initramfs else None),
+        (
+            # The VMM's uid reads it there, so the folder is open to all.
+            MakeFolder(paths.boot_dir, 0o755, 0, 0, "the VMM loads the kernel from here"),
+            ExtractKernel(paths.kernel_image, paths.kernel, initramfs, f"the VM boots the kernel of {kernel.image}"),
+        ),
+    )
+
+
+def plan_disks(spec: VmSpec, facts: HostFacts) -> DisksPlan:
+    """The disks in the spec's order, which is the order the guest sees them in. Raises ImageInvalid for an unusable image."""
+    configs: list[DiskConfig] = []
+    actions: list[Action] = []
+    for disk in spec.instance.disks:
+        config, steps = _plan_disk(disk, spec, facts)
+        configs.append(config)
+        actions += steps
+    return DisksPlan(tuple(configs), tuple(actions))
+
+
+def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, list[Action]]:
+    found = facts.disk(disk.name)
+    actions: list[Action] = []
+    match spec.volume(disk.name):
+        case ContainerRootfsVolume(name, reference, size):
+            path, read_only = facts.paths.rootfs_disk(name), disk.read_only
+            if not found.rootfs_raw:
+                image = facts.paths.volume_image(name)
+                _usable(facts.image(name), image, reference, f"or prepare {path}")
+                actions.append(
+                    BuildRootDisk(name, image, path, size, f"disk {name} has the root file system of {reference}")
+                )
+        case CloudInitVolume(name) as volume:
+            path, read_only = facts.paths.seed_disk(name), True
+            if not found.cloud_init_iso:
+                actions.append(
+                    BuildSeed(name, path, seed_files(spec, volume), f"disk {name} configures the guest by cloud-init")
+                )
+        case ContainerDiskVolume() | PvcVolume() | DataVolumeVolume():
+            raise AssertionError("build refuses these before any disk is planned")
+        case other:
+            assert_never(other)
+    if actions and not found.folder:
+        actions.insert(0, MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {name}"))
+    if facts.vmm_uid:
+        why = f"the VMM opens disk {name}"
+        actions.append(GiveToVmm(path, facts.vmm_uid, facts.vmm_gid, write=not read_only, reason=why))
+    return DiskConfig(disk.name, str(path), read_only, "Raw", _serial(disk.name)), actions
+
+
+def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str) -> ImageFacts:
+    if image is None:
+        raise ImageInvalid(f"there is no image at {path}", hint=f"mount {reference} there, {otherwise}")
+    if image.problem:
+        raise ImageInvalid(f"the image {reference} at {path} cannot be used: {image.problem}", hint=image.hint)
+    return image
+
+
+def _serial(name: str) -> str:
+    """A name for /dev/disk/by-id/virtio-…; a long one is cut and told apart by a hash."""
+    if len(name.encode()) <= _SERIAL_BYTES:
+        return name
+    return f"{name[:11]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
