@@ -1,0 +1,221 @@
+"""What a bootable kernel looks like, and taking one out of an image.
+
+Sources: Linux Documentation/arch/x86/boot.rst (bzImage), include/xen/interface/elfnote.h (PVH entry, note type 18),
+Documentation/arch/arm64/booting.rst (Image), drivers/firmware/efi/libstub/zboot-header.S (EFI zboot).
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from launcher.errors import ImageInvalid, StorageFailed
+from launcher.image.manifest import oci_architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from launcher.image.source import FoundFile, Image
+
+    # Reads up to ``count`` bytes at ``offset``; fewer only at the end.
+    ReadAt: TypeAlias = Callable[[int, int], bytes]
+
+Checked = TypeVar("Checked")
+
+KERNEL_PATH = "/vmlinux"
+INITRAMFS_PATH = "/initramfs"
+_HOLE = 64 << 10  # zero runs of this size and alignment become holes
+_ZEROS = bytes(_HOLE)
+_XEN_PHYS32_ENTRY = 18
+_EM_X86_64, _EM_AARCH64 = 62, 183
+_MACHINES = {3: "32-bit x86", _EM_X86_64: "x86-64", 40: "32-bit arm", _EM_AARCH64: "arm64", 243: "RISC-V"}
+_NOTE_LIMIT = 1 << 20  # bytes of a note segment; a kernel's has a few hundred
+_HEADER_LIMIT = 64  # program headers; a kernel has five or so
+
+
+class KernelKind(Enum):
+    """A kernel cloud-hypervisor boots directly."""
+
+    ELF_PVH = "x86-64 ELF with a PVH note"
+    BZIMAGE = "x86-64 bzImage"
+    ARM64_IMAGE = "arm64 Image"
+
+
+_BOOTS_ON = {KernelKind.ELF_PVH: "amd64", KernelKind.BZIMAGE: "amd64", KernelKind.ARM64_IMAGE: "arm64"}
+_WANTED = {
+    "amd64": "an x86-64 ELF with a PVH note (CONFIG_PVH=y) or a bzImage",
+    "arm64": "an uncompressed arm64 Image",
+}
+_MAGICS = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"\xfd7zXZ\0", "an xz file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\x02\x21\x4c\x18", "an lz4 file"),
+    (b"\x04\x22\x4d\x18", "an lz4 file"),
+    (b"\x5d\0\0", "an lzma file"),
+    (b"070701", "a cpio archive, as an initramfs is"),
+    (b"hsqs", "a squashfs file system"),
+    (b"\x27\x05\x19\x56", "a U-Boot uImage"),
+    (b"QFI\xfb", "a qcow2 disk"),
+    (b"#!", "a script"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFiles:
+    """Where ``extract_kernel`` put them; ``initramfs`` is None when the image has none."""
+
+    kernel: Path
+    kind: KernelKind
+    initramfs: Path | None
+
+
+def inspect_kernel(read_at: ReadAt, size: int, arch: str, what: str) -> KernelKind:
+    """Which kind of bootable kernel a file of ``size`` bytes is.
+
+    Raises ImageInvalid, beginning with ``what``, that says what was found instead.
+    """
+    arch = oci_architecture(arch)
+    kind = _identify(read_at, size)
+    if isinstance(kind, KernelKind):
+        if _BOOTS_ON[kind] == arch:
+            return kind
+        kind = f"an {_BOOTS_ON[kind]} kernel ({kind.value}) on an {arch} machine"
+    raise ImageInvalid(
+        f"{what} is {kind}, not a bootable kernel", hint=f"expected {_WANTED.get(arch, 'a known machine')}"
+    )
+
+
+def _identify(read_at: ReadAt, size: int) -> KernelKind | str:
+    head = read_at(0, 4096)
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x7fELF"):
+        return _identify_elf(read_at, head, size)
+    if head[0x202:0x206] == b"HdrS" and head[0x1FE:0x200] == b"\x55\xaa":
+        # loadflags bit 0, LOADED_HIGH: a zImage lacks it and does not run above 1 MiB
+        return KernelKind.BZIMAGE if head[0x211] & 1 else "an x86 zImage"
+    if head[0x38:0x3C] == b"ARM\x64":
+        return KernelKind.ARM64_IMAGE
+    if head.startswith(b"MZ"):
+        return "an EFI zboot image" if head[4:8] == b"zimg" else "an EFI program without a Linux boot header"
+    for magic, name in _MAGICS:
+        if head.startswith(magic):
+            return name
+    if not any(head):
+        return "a file that begins with zeros"
+    return "a text file" if _is_text(head) else "a file of an unknown kind"
+
+
+def _is_text(head: bytes) -> bool:
+    words = codecs.getincrementaldecoder("utf-8")()  # a character cut in two at the end of the head is fine
+    try:
+        return all(character.isprintable() or character in "\t\n\r\f" for character in words.decode(head))
+    except UnicodeDecodeError:
+        return False
+
+
+def _identify_elf(read_at: ReadAt, head: bytes, size: int) -> KernelKind | str:
+    if len(head) < 64:
+        return "a cut-off ELF"
+    if head[5] != 1:
+        return "a big-endian ELF"
+    (machine,) = struct.unpack_from("<H", head, 18)
+    if head[4] != 2 or machine != _EM_X86_64:
+        if machine == _EM_AARCH64:
+            return "an arm64 ELF (arm64 boots the flat Image, arch/arm64/boot/Image)"
+        return f"an ELF for {_MACHINES.get(machine, f'machine {machine}')}"
+    (offset,) = struct.unpack_from("<Q", head, 32)
+    entry_size, count = struct.unpack_from("<HH", head, 54)
+    if entry_size != 56 or not 0 < count <= _HEADER_LIMIT:
+        return "an ELF without usable program headers"
+    table = read_at(offset, entry_size * count) if offset < size else b""
+    if len(table) < entry_size * count:
+        return "a cut-off ELF"
+    for type_, _, start, _, _, length, _, _ in struct.iter_unpack("<IIQQQQQQ", table):
+        if start + length > size and type_ in {1, 4}:
+            return "a cut-off ELF"
+        if type_ == 4 and any(
+            owner == b"Xen" and note == _XEN_PHYS32_ENTRY
+            for owner, note in _notes(read_at(start, min(length, _NOTE_LIMIT)))
+        ):
+            return KernelKind.ELF_PVH
+    return "an ELF without a PVH note"
+
+
+def _notes(segment: bytes) -> Iterator[tuple[bytes, int]]:
+    """Owner and type of every note of a PT_NOTE segment (elf(5), Notes; four-byte alignment as Linux has it)."""
+    position = 0
+    while position + 12 <= len(segment):
+        name_size, data_size, type_ = struct.unpack_from("<III", segment, position)
+        position += 12
+        yield segment[position : position + name_size].rstrip(b"\0"), type_
+        position += -(-name_size // 4) * 4 + -(-data_size // 4) * 4
+
+
+def extract_kernel(image: Image, to: Path, *, arch: str) -> KernelFiles:
+    """Write the image's kernel, and its initramfs when it has one, into the folder ``to`` as vmlinux and initramfs.
+
+    Each appears under its name only when it is whole and, the kernel, known to be bootable. Raises ImageInvalid, or
+    StorageFailed when the folder cannot take them.
+    """
+    found = image.find_file(KERNEL_PATH)
+    if found is None:
+        raise ImageInvalid(f"{image.what}: has no {KERNEL_PATH}", hint="a kernel image holds the kernel at /vmlinux")
+    kernel, initramfs = to / "vmlinux", to / "initramfs"
+
+    def check(fd: int, size: int) -> KernelKind:
+        return inspect_kernel(
+            lambda offset, count: os.pread(fd, count, offset), size, arch, f"{image.what}: {KERNEL_PATH}"
+        )
+
+    try:
+        kind = _write(found, kernel, check)
+        ramdisk = image.find_file(INITRAMFS_PATH)
+        if ramdisk is None:
+            initramfs.unlink(missing_ok=True)  # one that another image left would be booted with this kernel
+            return KernelFiles(kernel, kind, None)
+        _write(ramdisk, initramfs, lambda _fd, _size: None)
+    except OSError as error:
+        raise StorageFailed(f"{error.filename or to}: {error.strerror}, while writing the kernel") from error
+    return KernelFiles(kernel, kind, initramfs)
+
+
+def _write(found: FoundFile, to: Path, check: Callable[[int, int], Checked]) -> Checked:
+    """Write a file aside, check it, and give it its name. Raises OSError."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        _copy(found, fd)
+        result = check(fd, found.size)
+        os.fchmod(fd, 0o644)  # the VMM reads it as another user, whatever the umask
+        os.fsync(fd)
+        aside.rename(to)
+    except BaseException:
+        aside.unlink()
+        raise
+    finally:
+        os.close(fd)
+    return result
+
+
+def _copy(found: FoundFile, fd: int) -> None:
+    """Write a file's data, leaving out runs of zeros."""
+    os.ftruncate(fd, found.size)
+    position = 0
+    for chunk in found.chunks:
+        for start in range(0, len(chunk), _HOLE):
+            part = chunk[start : start + _HOLE]
+            if part != _ZEROS[: len(part)]:
+                written = 0
+                while written < len(part):
+                    written += os.pwrite(fd, part[written:], position + written)
+            position += len(part)
