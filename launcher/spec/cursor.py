@@ -111,13 +111,14 @@ class Cursor:
         return self.object(known)
 
     def items(self) -> tuple[Cursor, ...]:
-        """This place as an array; unset is an empty one. A null among the items is an object that is missing."""
+        """This place as an array; unset is an empty one, but a null among the items is a problem."""
         if self.value is None:
             return ()
         if not isinstance(self.value, list):
             self._mismatch("array")
             return ()
-        return tuple(Cursor(item, (*self.path, at), self.log) for at, item in enumerate(self.value))
+        found = tuple(Cursor(item, (*self.path, at), self.log) for at, item in enumerate(self.value))
+        return tuple(item if item.present else item.required_object() for item in found)
 
     def text(self) -> str:
         """This place as a string; unset is empty, as in Go."""

@@ -91,7 +91,7 @@ def _check_references(
     if "" in known or log.failed(where):
         return
     for path, name in names:
-        if name and name not in known:
+        if name and name not in known and not log.failed(path):
             log.problem(path, f"there is no {what} named {quote(name)}{did_you_mean(name, known)}")
 
 
