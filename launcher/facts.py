@@ -97,7 +97,7 @@ class ImageFacts:
     name: str
     form: str = ""
     digest: str | None = None
-    kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"
+    kernel: str | None = None  # what /vmlinux is, e.g. "x86-64 bzImage"; one that does not boot here is a problem
     initramfs: bool = False
     problem: str | None = None
     hint: str | None = None

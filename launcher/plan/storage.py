@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from launcher.spec.types import Disk, Kernel, VmSpec
 
 _SERIAL_BYTES = 20  # what virtio-blk has room for; cloud-hypervisor refuses more
-_KERNELS = {"x86_64": ("pvh-elf", "bzimage"), "aarch64": ("arm64-image",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +46,6 @@ def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
         )
         return PayloadPlan(PayloadConfig(str(paths.prepared_kernel), kernel.cmdline), (give,) if facts.vmm_uid else ())
     image = _usable(facts.kernel_image, paths.kernel_image, kernel.image, f"or prepare {paths.prepared_kernel}")
-    bootable = _KERNELS[facts.arch]
-    if image.kernel not in bootable:
-        raise ImageInvalid(
-            f"the kernel image {kernel.image} at {paths.kernel_image} has no kernel for {facts.arch}: "
-            f"its /vmlinux is {image.kernel or 'missing'}",
-            hint=f"/vmlinux must be {' or '.join(bootable)}",
-        )
     initramfs = paths.initramfs if image.initramfs else None
     return PayloadPlan(
         PayloadConfig(str(paths.kernel), kernel.cmdline, str(initramfs) if initramfs else None),
@@ -110,7 +102,7 @@ def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str
     if image is None:
         raise ImageInvalid(f"there is no image at {path}", hint=f"mount {reference} there, {otherwise}")
     if image.problem:
-        raise ImageInvalid(f"the image {reference} at {path} cannot be used: {image.problem}", hint=image.hint)
+        raise ImageInvalid(f"{image.problem}; the spec wants {reference} there", hint=image.hint)
     return image
 
 

@@ -1,0 +1,81 @@
+"""Carrying out a plan's actions, each by its handler. A handler compares and converges: it may run any number of times."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, assert_never
+
+from launcher.host import files
+from launcher.host.network import apply_network
+from launcher.host.seed import write_seed
+from launcher.host.storage import build_root_disk
+from launcher.image.kernel import extract_kernel
+from launcher.image.source import open_image
+from launcher.plan.types import (
+    BuildRootDisk,
+    BuildSeed,
+    DropStage,
+    EnsureBridge,
+    EnsureBridgePort,
+    EnsureHolder,
+    EnsureTap,
+    ExtractKernel,
+    GiveToVmm,
+    MakeFolder,
+    ReleaseNic,
+    StagePodNic,
+    WriteFile,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from launcher.plan.types import Action
+
+
+def apply(actions: Iterable[Action], *, arch: str, on_action: Callable[[Action, float | None], None]) -> None:
+    """Carry out the actions in order; ``on_action`` hears of each before (None) and after it (how many seconds it took).
+
+    ``arch`` is the machine's, as uname says: it picks from multi-arch images. Raises the first action's LauncherError that
+    cannot be carried out; what was done stays, for the next start goes on from there.
+    """
+    for action in actions:
+        on_action(action, None)
+        started = time.monotonic()
+        _carry_out(action, arch)
+        on_action(action, time.monotonic() - started)
+
+
+def _carry_out(action: Action, arch: str) -> None:
+    match action:
+        case MakeFolder():
+            files.make_folder(action.path, action.mode, action.uid, action.gid)
+        case WriteFile():
+            files.write_file(action.path, action.content.encode(), action.mode)
+        case GiveToVmm():
+            files.give(action.path, action.uid, action.gid, write=action.write)
+        case ExtractKernel():
+            _extract_kernel(action, arch)
+        case BuildRootDisk():
+            build_root_disk(action, arch=arch)
+        case BuildSeed():
+            write_seed(action)
+        case (
+            EnsureBridge()
+            | StagePodNic()
+            | ReleaseNic()
+            | EnsureHolder()
+            | DropStage()
+            | EnsureBridgePort()
+            | EnsureTap()
+        ):
+            apply_network(action)
+        case _:
+            assert_never(action)
+
+
+def _extract_kernel(action: ExtractKernel, arch: str) -> None:
+    folder = action.kernel.parent
+    files.remove_stale(folder, ".*.tmp")
+    with open_image(action.image, arch=arch) as image:
+        extract_kernel(image, folder, arch=arch)
