@@ -87,6 +87,7 @@ def run(
 def start(
     argv: Sequence[str],
     *,
+    stdin: int = subprocess.DEVNULL,
     stdout: int,
     stderr: int,
     pass_fds: Sequence[int] = (),
@@ -94,13 +95,13 @@ def start(
 ) -> tuple[int, int]:
     """Start a long-lived child and return ``(pid, pidfd)``; the caller owns the pidfd and reaps the child.
 
-    stdin is /dev/null; the child leads a process group of its own, so that a Ctrl-C at the terminal reaches only us.
+    stdin is /dev/null unless given; the child leads a process group of its own, so that a Ctrl-C at the terminal reaches only us.
     """
     try:
         # Not a context manager and never waited for through Popen: the supervisor reaps by pidfd.
         child = subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             pass_fds=tuple(pass_fds),

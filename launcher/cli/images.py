@@ -1,0 +1,84 @@
+"""``launcher image``: the image work alone, with the exit codes of ``run``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import click
+
+from launcher.cli import options
+from launcher.errors import UsageError
+
+_image = click.argument("image", type=click.Path(path_type=Path))
+_out = click.argument("out", type=click.Path(path_type=Path))
+
+
+@click.group("image")
+def image() -> None:
+    """Look into images, take the kernel out, build root disks."""
+
+
+@image.command()
+@_image
+@_out
+def kernel(image: Path, out: Path) -> None:
+    """Extract /vmlinux (and /initramfs, when there is one) into the folder OUT."""
+    from launcher.image.kernel import extract_kernel
+    from launcher.image.source import open_image
+
+    out.mkdir(parents=True, exist_ok=True)
+    with open_image(image, arch=platform.machine()) as opened:
+        files = extract_kernel(opened, out, arch=platform.machine())
+    click.echo(f"{files.kernel}: {files.kind.value}")
+    if files.initramfs is not None:
+        click.echo(str(files.initramfs))
+
+
+@image.command()
+@_image
+@_out
+@click.option("--size", required=True, metavar="QUANTITY", help="Size of the disk, as in 4Gi.")
+def rootfs(image: Path, out: Path, size: str) -> None:
+    """Build the ext4 root disk OUT from an image. An existing OUT is left as it is."""
+    from launcher.host.storage import build_root_disk
+    from launcher.plan.types import BuildRootDisk
+    from launcher.spec.quantity import parse_size
+
+    try:
+        wanted = parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"--size: {error}", hint="a Kubernetes quantity, as in 4Gi") from None
+    action = BuildRootDisk(out.stem, image, out.absolute(), wanted, "asked for by hand")
+    build_root_disk(action, arch=platform.machine())
+    click.echo(str(out))
+
+
+@image.command()
+@_image
+@options.output
+def inspect(image: Path, output: str) -> None:
+    """Show an image's form, digest, layers, and what of use is in it."""
+    from launcher.image.kernel import inspect_kernel
+    from launcher.image.source import open_image
+
+    arch = platform.machine()
+    with open_image(image, arch=arch) as opened:
+        found = opened.find_file("/vmlinux")
+        kind = inspect_kernel(found.read_at, found.size, arch, f"{opened.what}: /vmlinux").value if found else None
+        seen = {
+            "form": opened.form.value,
+            "digest": opened.digest,
+            "layers": [layer.blob.what for layer in opened.layers],
+            "kernel": kind,
+            "initramfs": opened.find_file("/initramfs") is not None,
+            "rootfs": opened.tree() is not opened.root,
+        }
+    if output == "json":
+        click.echo(json.dumps(seen, indent=2))
+        return
+    for name, value in seen.items():
+        lines = value if isinstance(value, list) else [{True: "yes", False: "no", None: "none"}.get(value, value)]  # type: ignore[call-overload]
+        for line in lines or ["none"]:
+            click.echo(f"{name:10} {line}")

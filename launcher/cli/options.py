@@ -1,0 +1,167 @@
+"""Options that several verbs share, and where the spec comes from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from launcher.errors import SpecInvalid, UsageError
+from launcher.paths import Paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from launcher.supervise.handoff import Settings
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+SPEC_FILE = Path("/etc/launcher/vm.json")
+SPEC_LIMIT = 4 << 20  # bytes; an API object is at most 1.5 MiB
+
+run_dir = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    envvar="LAUNCHER_RUN_DIR",
+    default=Paths().run_dir,
+    show_default=True,
+    show_envvar=True,
+    help="Folder for sockets, state and logs.",
+)
+output = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
+)
+
+
+def host_options(function: F) -> F:
+    """What `run`, `prepare`, `plan` and `facts` need to know of the pod."""
+    options = [
+        run_dir,
+        click.option(
+            "--images",
+            type=click.Path(path_type=Path),
+            envvar="LAUNCHER_IMAGES",
+            default=Paths().images,
+            show_default=True,
+            show_envvar=True,
+            help="Folder of images: kernel, and one per volume.",
+        ),
+        click.option(
+            "--disks",
+            type=click.Path(path_type=Path),
+            envvar="LAUNCHER_DISKS",
+            default=Paths().disks,
+            show_default=True,
+            show_envvar=True,
+            help="Folder of disks: one folder (or block device) per volume.",
+        ),
+        click.option(
+            "--vmm",
+            type=click.Path(path_type=Path),
+            envvar="LAUNCHER_VMM",
+            show_envvar=True,
+            help="The cloud-hypervisor binary.  [default: the one on PATH]",
+        ),
+        click.option(
+            "--emulate",
+            is_flag=True,
+            envvar="LAUNCHER_EMULATE",
+            show_envvar=True,
+            help="Run the guest by emulation, without KVM: slow, and no security boundary.",
+        ),
+        click.option(
+            "--vmm-user",
+            metavar="UID[:GID]",
+            envvar="LAUNCHER_VMM_USER",
+            show_envvar=True,
+            help="Whom the VMM runs as.  [default: 107:107; 0:0 with $VM_DATA]",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+spec_option = click.option(
+    "--spec",
+    type=click.Path(path_type=Path, allow_dash=True),
+    envvar="LAUNCHER_SPEC",
+    show_envvar=True,
+    help=f"The VM spec as JSON; - is stdin.  [default: {SPEC_FILE}, else $VM_DATA]",
+)
+spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path, allow_dash=True))
+
+
+def read_spec(path: Path | None) -> tuple[bytes, bool]:
+    """The spec's bytes, and whether they came from $VM_DATA. First match wins: ``path``, $LAUNCHER_SPEC, the mounted
+    file, $VM_DATA.
+
+    Raises SpecInvalid when there is none, or it cannot be read.
+    """
+    if path is None and (named := os.environ.get("LAUNCHER_SPEC")):
+        path = Path(named)
+    if path is None and SPEC_FILE.exists():
+        path = SPEC_FILE
+    if path is not None:
+        return _read(path), False
+    if (data := os.environ.get("VM_DATA")) is not None:
+        try:
+            return base64.b64decode(data, validate=True), True
+        except binascii.Error as error:
+            raise SpecInvalid(
+                f"$VM_DATA is not base64: {error}", hint="it is the VirtualMachine as base64 JSON"
+            ) from None
+    raise SpecInvalid(
+        f"there is no VM spec: no --spec, no $LAUNCHER_SPEC, no {SPEC_FILE} and no $VM_DATA",
+        hint=f"mount the VirtualMachine as JSON at {SPEC_FILE}, or name it with --spec",
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if str(path) == "-":
+            document = sys.stdin.buffer.read(SPEC_LIMIT + 1)
+        else:
+            with path.open("rb") as file:
+                document = file.read(SPEC_LIMIT + 1)
+    except OSError as error:
+        raise SpecInvalid(
+            f"cannot read the VM spec {path}: {error.strerror}", hint="check the mount and --spec"
+        ) from None
+    if len(document) > SPEC_LIMIT:
+        raise SpecInvalid(f"the VM spec {path} has more than {SPEC_LIMIT} bytes", hint="is it another file?")
+    return document
+
+
+def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **options: Any) -> Settings:
+    """What the command line and the environment say, as the worker takes it."""
+    from launcher.supervise.handoff import Settings
+
+    uid, gid = user(vmm_user, default=0 if from_vm_data else 107)
+    return Settings(
+        document=base64.b64encode(document).decode(),
+        from_vm_data=from_vm_data,
+        run_dir=options["run_dir"].absolute(),
+        images=options["images"].absolute(),
+        disks=options["disks"].absolute(),
+        vmm=options["vmm"],
+        emulate=options["emulate"],
+        vmm_uid=uid,
+        vmm_gid=gid,
+        receive_migration=os.environ.get("RECEIVE_MIGRATION") == "true",
+    )
+
+
+def user(text: str | None, *, default: int) -> tuple[int, int]:
+    """``UID`` or ``UID:GID`` as numbers. Raises UsageError."""
+    if text is None:
+        return default, default
+    uid, colon, gid = text.partition(":")
+    if not uid.isdecimal() or (colon and not gid.isdecimal()):
+        raise UsageError(f"--vmm-user {text!r} is not UID or UID:GID", hint="numbers, as in 107:107")
+    return int(uid), int(gid or uid)

@@ -1,0 +1,104 @@
+"""``launcher run`` and ``launcher prepare``: the verbs that change the machine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.cli import options
+from launcher.errors import LauncherError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Hold(click.ParamType):
+    """Seconds, or ``forever`` as None."""
+
+    name = "SECONDS|forever"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if isinstance(value, float) or value == "forever":
+            return value
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            self.fail(f"{value!r} is neither a number of seconds nor 'forever'", param, ctx)
+        return seconds
+
+
+@click.command()
+@options.spec_option
+@options.host_options
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    envvar="LAUNCHER_GRACE",
+    default=25.0,
+    show_default=True,
+    show_envvar=True,
+    help="Seconds from SIGTERM to the end; keep it below the pod's terminationGracePeriodSeconds.",
+)
+@click.option(
+    "--hold-failure",
+    type=_Hold(),
+    envvar="LAUNCHER_HOLD_FAILURE",
+    show_envvar=True,
+    help="How long a failed start stays for inspection.  [default: 0; 10 with $VM_DATA]",
+)
+@click.option(
+    "--panic-grace",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds a panicked guest has to reboot by itself.",
+)
+def run(spec: Path | None, grace: float, hold_failure: float | str | None, panic_grace: float, **host: Any) -> int:
+    """The pod's entrypoint: prepare, start the VMM, boot the VM, supervise it until it ends."""
+    from launcher import logs
+    from launcher.supervise.main import refuse, supervise
+    from launcher.supervise.model import Limits
+
+    logs.set_up()
+    try:
+        document, from_vm_data = options.read_spec(spec)
+        if hold_failure is None:
+            hold_failure = 10.0 if from_vm_data else 0.0
+        limits = Limits(grace, None if isinstance(hold_failure, str) else hold_failure, panic_grace)
+        settings = options.settings(document, from_vm_data=from_vm_data, **host)
+    except UsageError:
+        raise
+    except LauncherError as error:
+        return refuse(host["run_dir"].absolute(), error)
+    # The spec may hold secrets, and /proc/PID/environ shows them to whoever may look.
+    os.environ.pop("VM_DATA", None)
+    return supervise(settings, limits)
+
+
+@click.command()
+@options.spec_option
+@options.host_options
+@options.output
+def prepare(spec: Path | None, output: str, **host: Any) -> None:
+    """The preparation alone: kernel, disks, network, but no VMM. Safe to repeat."""
+    import json
+
+    from launcher import logs, worker
+    from launcher.codec import to_json
+    from launcher.supervise.lock import hold_lock
+
+    logs.set_up()
+    document, from_vm_data = options.read_spec(spec)
+    settings = options.settings(document, from_vm_data=from_vm_data, **host)
+    with hold_lock(settings.paths):
+        handoff = worker.prepare(settings)
+    if output == "json":
+        click.echo(json.dumps(to_json(handoff), indent=2))
+        return
+    for step in handoff.steps:
+        click.echo(f"{step.milliseconds:9.1f} ms  {step.name}")
+    click.echo(f"{handoff.namespace}/{handoff.name} is prepared")

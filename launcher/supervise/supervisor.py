@@ -1,0 +1,444 @@
+"""The resident process: carries the commands of ``state.step`` out and feeds it with what happens.
+
+Standard library only, one thread, one loop: it is PID 1 of the pod for the VM's whole life and must stay small (a test
+holds it to its memory budget) and answer at any time. What is heavy happens in the worker, which is gone by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from launcher import codec
+from launcher.errors import HostUnfit
+from launcher.host.confine import confined_argv
+from launcher.supervise import control, handoff, record
+from launcher.supervise import outcome as ends
+from launcher.supervise.children import Child, become_subreaper, reap_strangers
+from launcher.supervise.console import Console
+from launcher.supervise.loop import READ, Loop
+from launcher.supervise.model import (
+    AnswerRequest,
+    Arm,
+    CallApi,
+    Command,
+    ConnectConsole,
+    Disarm,
+    Event,
+    Exit,
+    HelperExited,
+    Note,
+    PowerRequested,
+    PreparationFailed,
+    Prepared,
+    PublishApi,
+    SignalVmm,
+    SignalWorker,
+    StartHelper,
+    StartVmm,
+    State,
+    StopSignal,
+    TimerFired,
+    VmmExited,
+    VmmSaid,
+    WithdrawApi,
+    WorkerExited,
+    WriteResult,
+)
+from launcher.supervise.state import step
+from launcher.supervise.vmm_api import ApiQueue
+from launcher.vmm.argv import vmm_argv
+from launcher.vmm.events import EventStream
+
+if TYPE_CHECKING:
+    from launcher.supervise.handoff import Settings
+    from launcher.supervise.model import Limits
+    from launcher.supervise.outcome import Outcome
+
+_log = logging.getLogger(__name__)
+
+CONSOLE_LINES = 20  # in the termination message
+_EVENT_PIPE = 1 << 20  # bytes: the VMM writes without blocking, and what does not fit is lost
+_LEASE = re.compile(r"DHCPACK\((?P<bridge>\S+)\) (?P<address>\S+) (?P<mac>\S+)")
+_CRASH = re.compile(r"VCPU generated error|panicked at")
+
+
+class Supervisor:
+    """One VM, from the worker's start to the exit code."""
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._settings = settings
+        self._paths = settings.paths
+        self._state = State(limits)
+        self._exit: Outcome | None = None
+        self._pending: deque[Event] = deque()
+        self._started = time.monotonic()
+        self._loop = Loop(on_timer=self._on_timer, on_signal=self._on_signal)
+        self._record = record.Record(self._paths)
+        self._control = control.ControlServer(self._loop, self._paths.control_socket, self)
+        self._record.followers.append(self._control.publish)
+        self._console = Console(
+            self._loop,
+            self._paths.serial_socket,
+            self._paths.console_log,
+            sys.stdout.fileno(),
+            lambda: self._record.mark("first console byte"),
+        )
+        self._api = ApiQueue(self._loop, self._paths, time.monotonic, self._feed)
+        self._worker: Child | None = None
+        self._vmm: Child | None = None
+        self._vmm_events: int | None = None
+        self._event_stream = EventStream()
+        self._helpers: dict[str, Child] = {}
+
+    def run(self) -> int:
+        """Supervise until the end; returns the exit code."""
+        become_subreaper()
+        self._loop.catch(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+        self._record.mark("launcher started")
+        self._record.event("started", {"pid": os.getpid()})
+        self._save_state()
+        self._start_worker()
+        while self._exit is None:
+            self._loop.run_once()
+        self._clean_up()
+        return self._exit.exit_code
+
+    # --- what happens ---
+
+    def _feed(self, event: Event) -> None:
+        # A command may fail at once and so be an event itself: it waits until the commands before it are carried out.
+        self._pending.append(event)
+        if len(self._pending) > 1:
+            return
+        while self._pending:
+            self._handle(self._pending[0])
+            self._pending.popleft()
+
+    def _handle(self, event: Event) -> None:
+        phase = self._state.phase
+        self._state, commands = step(self._state, event)
+        if self._state.phase is not phase:
+            self._record.mark(str(self._state.phase))
+            self._record.event("phase", {"phase": str(self._state.phase)})
+        for command in commands:
+            self._carry_out(command)
+        if self._state.phase is not phase:
+            self._save_state()
+
+    def _on_timer(self, name: str) -> None:
+        match name.split(maxsplit=1)[0]:
+            case "console":
+                self._console.connect()
+            case "client":
+                self._control.expire(name)
+            case "call":
+                self._api.advance()
+            case _:
+                self._feed(TimerFired(name))
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            children = (self._worker, self._vmm, *self._helpers.values())
+            reap_strangers({child.pid for child in children if child is not None and child.status is None})
+        else:
+            name = signal.Signals(number).name
+            self._record.event("signal", {"signal": name})
+            self._feed(StopSignal(name))
+
+    # --- what is done about it ---
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case StartHelper(name):
+                self._start_helper(name)
+            case StartVmm():
+                self._start_vmm()
+            case CallApi(call):
+                self._api.ask(call, self._state.handoff)
+            case Arm(timer, seconds):
+                self._loop.arm(timer, seconds)
+            case Disarm(timer):
+                self._loop.disarm(timer)
+            case SignalVmm(kill):
+                if self._vmm is not None:
+                    self._vmm.send(signal.SIGKILL if kill else signal.SIGTERM)
+            case SignalWorker(kill):
+                if self._worker is not None:
+                    self._worker.send(signal.SIGKILL if kill else signal.SIGTERM)
+            case PublishApi():
+                self._api.publish()
+            case WithdrawApi():
+                self._api.withdraw()
+            case ConnectConsole():
+                self._console.connect()
+            case Note(event, fields, warning):
+                self._record.event(event, dict(fields), warning=warning)
+            case AnswerRequest(request, error):
+                self._control.answer(request, error)
+            case WriteResult(outcome):
+                self._write_result(outcome)
+            case Exit(outcome):
+                self._exit = outcome
+            case _:
+                assert_never(command)
+
+    def _start_worker(self) -> None:
+        reports, theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reports, False)
+        argv = [sys.executable, "-I", "-m", "launcher.worker", "--report-fd", str(theirs)]
+        received = bytearray()
+
+        def read() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(reports, 65536):
+                    received.extend(data)
+            *lines, rest = bytes(received).split(b"\n")
+            received[:] = rest
+            for line in lines:
+                self._worker_said(line)
+
+        def ended(status: int) -> None:
+            read()
+            self._loop.unwatch(reports)
+            os.close(reports)
+            self._record.mark("worker ended")
+            self._feed(WorkerExited(status))
+
+        self._worker = Child(
+            self._loop,
+            argv,
+            stdin=handoff.encode_settings(self._settings),
+            pass_fds=(theirs,),
+            on_exit=ended,
+            on_line=lambda line: print(line, file=sys.stderr, flush=True),  # its log is our log
+        )
+        os.close(theirs)
+        self._loop.watch(reports, READ, read)
+
+    def _worker_said(self, line: bytes) -> None:
+        try:
+            message = handoff.decode(line)
+        except codec.DoesNotFit as error:
+            _log.warning("the worker sent something unreadable", extra={"fields": {"error": str(error)}})
+            return
+        match message:
+            case handoff.Progress():
+                if message.milliseconds is not None:
+                    self._record.mark(message.step, took_ms=round(message.milliseconds))
+                    self._record.event("prepared", {"step": message.step, "tookMs": round(message.milliseconds)})
+            case handoff.WorkerFailure():
+                outcome = ends.failed(message.error())
+                self._record.event("failed", {"reason": outcome.reason, "message": outcome.message}, warning=True)
+                self._feed(PreparationFailed(outcome))
+            case handoff.Handoff():
+                for warning in message.warnings:
+                    self._record.event("warning", {"message": warning}, warning=True)
+                self._record.mark("prepared")
+                self._feed(Prepared(message))
+            case _:
+                assert_never(message)
+
+    def _start_helper(self, name: str) -> None:
+        if self._state.handoff is None:
+            return
+        spec = next(helper for helper in self._state.handoff.helpers if helper.name == name)
+
+        def said(line: str) -> None:
+            _log.info("helper", extra={"fields": {"helper": name, "line": line}})
+            if lease := _LEASE.search(line):
+                self._record.mark("lease")
+                self._record.event("lease", lease.groupdict())
+
+        def ended(status: int) -> None:
+            self._feed(HelperExited(name, status, self._helpers[name].last_words()))
+
+        try:
+            argv = confined_argv(spec.argv, spec.confinement)
+            self._helpers[name] = Child(self._loop, argv, on_exit=ended, on_line=said)
+        except HostUnfit as error:
+            self._feed(HelperExited(name, 127, str(error)))
+            return
+        self._record.event("helper-started", {"helper": name, "pid": self._helpers[name].pid})
+
+    def _start_vmm(self) -> None:
+        if self._state.handoff is None:
+            return
+        launch = self._state.handoff.vmm
+        self._api.close()  # what a launcher that was killed left behind
+        self._paths.serial_socket.unlink(missing_ok=True)  # the VMM never unlinks a stale one
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            # Bound by us and inherited: it can be connected to at once, and under a private name until the VM runs.
+            listener.bind(os.fspath(self._paths.early_api_socket))
+            self._paths.early_api_socket.chmod(0o600)
+            listener.listen(16)
+            self._vmm_events, events = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._vmm_events, False)
+            with contextlib.suppress(OSError):  # above the user's pipe limit: the default has to do
+                fcntl.fcntl(events, fcntl.F_SETPIPE_SZ, _EVENT_PIPE)
+            api = listener.fileno()
+            argv = vmm_argv(launch.binary, api_fd=api, event_fd=events, version=launch.version)
+            try:
+                self._vmm = Child(
+                    self._loop,
+                    confined_argv(argv, launch.confinement),
+                    pass_fds=(api, events),
+                    on_exit=self._vmm_ended,
+                    on_line=lambda line: _log.warning("vmm", extra={"fields": {"line": line}}),
+                )
+            except HostUnfit as error:
+                os.close(self._vmm_events)
+                self._vmm_events = None
+                self._feed(VmmExited(1, str(error)))
+                return
+            finally:
+                os.close(events)
+        self._loop.watch(self._vmm_events, READ, self._read_vmm_events)
+        self._record.mark("vmm started")
+        self._record.event("vmm-started", {"pid": self._vmm.pid, "version": ".".join(map(str, launch.version))})
+
+    def _read_vmm_events(self) -> None:
+        if self._vmm_events is None:
+            return
+        try:
+            data = os.read(self._vmm_events, 65536)
+        except BlockingIOError:
+            return
+        if not data:  # the VMM ended, or closed it
+            self._loop.unwatch(self._vmm_events)
+            return
+        for event in self._event_stream.feed(data):
+            self._record.event(f"{event.source} {event.event}", event.properties)
+            if event.source == "virtio-device" and event.event == "activated":
+                self._record.mark("guest drivers up")
+            self._feed(VmmSaid(event.source, event.event, event.properties))
+        self._read_vmm_events()
+
+    def _vmm_ended(self, status: int) -> None:
+        self._read_vmm_events()
+        if self._vmm_events is not None:
+            self._loop.unwatch(self._vmm_events)
+            os.close(self._vmm_events)
+            self._vmm_events = None
+        self._api.close()
+        self._console.disconnect()
+        self._record.mark("vmm ended")
+        self._record.event("vmm-ended", {"status": status})
+        lines = self._vmm.lines if self._vmm is not None else []
+        crashed = any(_CRASH.search(line) for line in lines)
+        self._feed(VmmExited(status, _last_words(lines), crashed))
+
+    # --- the control socket's services ---
+
+    def status(self) -> dict[str, Any]:
+        """What ``launcher status`` shows."""
+        plan, state = self._state.handoff, self._state
+        result: dict[str, Any] = {
+            "phase": str(state.phase),
+            "vmState": state.vm_state or None,
+            "pid": os.getpid(),
+            "uptimeSeconds": round(time.monotonic() - self._started, 3),
+            "consoleBytes": self._console.bytes,
+            "memory": {"supervisorPssBytes": _own_pss()},
+        }
+        if state.outcome is not None:
+            result["outcome"] = {"reason": state.outcome.reason, "message": state.outcome.message}
+        if plan is not None:
+            result |= {
+                "vm": {"name": plan.name, "namespace": plan.namespace, "uid": plan.uid},
+                "vcpus": plan.vm_config["cpus"]["boot_vcpus"],
+                "memoryBytes": plan.vm_config["memory"]["size"],
+                "disks": plan.vm_config.get("disks", []),
+                "nics": [codec.to_json(nic) for nic in plan.nics],
+                "helpers": [self._child_status(name, child) for name, child in self._helpers.items()],
+                "planDigest": plan.digest,
+            }
+        if self._vmm is not None:
+            result["vmm"] = self._child_status("vmm", self._vmm)
+        return result
+
+    def recent_events(self) -> list[dict[str, Any]]:
+        """The newest events, oldest first."""
+        return self._record.events
+
+    def power(self, request: int, action: str, timeout: float, *, force: bool) -> None:
+        """Carry a power action out; ``control.answer`` gets the outcome."""
+        self._feed(PowerRequested(request, "off" if action == "off" else "shutdown", timeout, force))
+
+    def _child_status(self, name: str, child: Child) -> dict[str, Any]:
+        deaths = dict(self._state.helper_deaths).get(name, 0)
+        return {"name": name, "pid": child.pid, "alive": child.status is None, "recentDeaths": deaths}
+
+    # --- the end ---
+
+    def _write_result(self, outcome: Outcome) -> None:
+        vmm: dict[str, Any] = {}
+        if self._state.handoff is not None:
+            vmm["version"] = ".".join(map(str, self._state.handoff.vmm.version))
+        if self._vmm is not None:
+            if (status := self._vmm.status) is not None:
+                vmm |= {"signal": signal.Signals(-status).name} if status < 0 else {"exitCode": status}
+            vmm["lastErrors"] = [line[:300] for line in self._vmm.lines[-5:]]
+        phase = str(self._state.phase)
+        self._record.result(outcome, phase=phase, vmm=vmm, console=self._console.last_lines(CONSOLE_LINES))
+        level = logging.INFO if outcome.exit_code in {0, 143} else logging.ERROR
+        fields = {"reason": outcome.reason, "exitCode": outcome.exit_code} | (
+            {"hint": outcome.hint} if outcome.hint else {}
+        )
+        _log.log(level, outcome.message, extra={"fields": fields})
+
+    def _clean_up(self) -> None:
+        self._record.mark("ended")
+        self._record.event("ended", {"reason": self._exit.reason if self._exit else ""})
+        children = [child for child in (self._worker, self._vmm, *self._helpers.values()) if child is not None]
+        for child in children:
+            child.send(signal.SIGKILL)  # the VMM is gone by now; dnsmasq keeps its lease file at every lease
+            child.wait()
+        self._api.withdraw()
+        self._console.close()
+        self._save_state()
+        self._control.close()
+        self._record.close()
+        self._loop.close()
+
+    def _save_state(self) -> None:
+        fields: dict[str, Any] = {"phase": str(self._state.phase)}
+        if self._state.handoff is not None:
+            fields["planDigest"] = self._state.handoff.digest
+        if self._vmm is not None and self._vmm.status is None:
+            fields["vmm"] = {"pid": self._vmm.pid, "startTime": _start_time(self._vmm.pid)}
+        self._record.state(**fields)
+
+
+def _last_words(lines: list[str]) -> str:
+    """The VMM's error chain as one sentence: its lines without the frame they are printed in."""
+    words = [
+        re.sub(r"^\s*\d+:\s*", "", line) for line in lines if not line.startswith("Error: Cloud Hypervisor exited")
+    ]
+    return ": ".join(words[-5:])
+
+
+def _own_pss() -> int | None:
+    """Bytes of memory that are this process's share."""
+    with contextlib.suppress(OSError), Path("/proc/self/smaps_rollup").open(encoding="ascii") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _start_time(pid: int) -> int | None:
+    """The process's start in clock ticks since boot: with the pid it names a process for good."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    return None
