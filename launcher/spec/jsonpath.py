@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Path: TypeAlias = tuple[str | int, ...]
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _LONGEST_QUOTE = 63
+_MOST_CANDIDATES = 200  # guessing among more takes long for every wrong name, and helps nobody
 
 
 def quote(text: str) -> str:
@@ -33,6 +34,8 @@ def render(path: Path) -> str:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """``, did you mean X?`` for the nearest known name, or nothing when none is near."""
+    if len(known) > _MOST_CANDIDATES:
+        return ""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name[:_LONGEST_QUOTE].lower(), by_lower, n=1)
     return f", did you mean {by_lower[near[0]]}?" if near else ""

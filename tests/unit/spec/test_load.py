@@ -267,13 +267,13 @@ def test_arbitrary_bytes_load_or_are_refused(document: bytes) -> None:
 
 @PROPERTY
 @given(TREES)
-def test_arbitrary_jsonproblems_of(tree: object) -> None:
+def test_arbitrary_json_loads_or_is_refused(tree: object) -> None:
     problems_of(encode(tree))
 
 
 @PROPERTY
 @given(st.dictionaries(KEYS, TREES, max_size=6), st.dictionaries(KEYS, TREES, max_size=4))
-def test_arbitrary_json_inside_a_specproblems_of(instance: dict[str, Any], spec: dict[str, Any]) -> None:
+def test_arbitrary_json_inside_a_spec_loads_or_is_refused(instance: dict[str, Any], spec: dict[str, Any]) -> None:
     problems_of(
         encode(changed({INSTANCE: instance, **{f"spec.{key}": tree for key, tree in spec.items() if key.isalpha()}}))
     )
@@ -281,7 +281,7 @@ def test_arbitrary_json_inside_a_specproblems_of(instance: dict[str, Any], spec:
 
 @PROPERTY
 @given(st.integers(0, 2000), st.integers(0, 255))
-def test_one_wrong_byteproblems_of(at: int, byte: int) -> None:
+def test_one_wrong_byte_loads_or_is_refused(at: int, byte: int) -> None:
     document = bytearray(encode(GOLDEN))
     document[at % len(document)] = byte
     problems_of(bytes(document))
