@@ -57,7 +57,7 @@ def off(run_dir: Path, timeout: float) -> None:
 @options.output
 def events(run_dir: Path, output: str, *, follow: bool) -> None:
     """Show what happened: the launcher's, the VMM's and the helpers' events in one stream."""
-    from launcher.vmm.stream import read_lines
+    from launcher.cli.stream import read_lines
 
     path = Paths(run_dir=run_dir)
     try:

@@ -44,10 +44,10 @@ def rootfs(image: Path, out: Path, size: str) -> None:
     """Build the ext4 root disk OUT from an image. An existing OUT is left as it is."""
     from launcher.host.storage import build_root_disk
     from launcher.plan.types import BuildRootDisk
-    from launcher.spec.quantity import parse_size
+    from launcher.spec.quantity import parse_quantity
 
     try:
-        wanted = parse_size(size)
+        wanted = parse_quantity(size).ceil()
     except ValueError as error:
         raise UsageError(f"--size: {error}", hint="a Kubernetes quantity, as in 4Gi") from None
     action = BuildRootDisk(out.stem, image, out.absolute(), wanted, "asked for by hand")
@@ -72,13 +72,12 @@ def inspect(image: Path, output: str) -> None:
             "digest": opened.digest,
             "layers": [layer.blob.what for layer in opened.layers],
             "kernel": kind,
-            "initramfs": opened.find_file("/initramfs") is not None,
-            "rootfs": opened.tree() is not opened.root,
+            "initramfs": "yes" if opened.find_file("/initramfs") else None,
+            "rootfs": "/rootfs" if opened.tree() is not opened.root else "/",
         }
     if output == "json":
         click.echo(json.dumps(seen, indent=2))
         return
     for name, value in seen.items():
-        lines = value if isinstance(value, list) else [{True: "yes", False: "no", None: "none"}.get(value, value)]  # type: ignore[call-overload]
-        for line in lines or ["none"]:
-            click.echo(f"{name:10} {line}")
+        for line in value if isinstance(value, list) else [value]:
+            click.echo(f"{name:10} {line or 'none'}")
