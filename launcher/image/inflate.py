@@ -144,27 +144,24 @@ class LayerStream:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def skip(self, count: int) -> None:
-        """Pass over ``count`` bytes; raises ImageInvalid when the stream ends before."""
+    def skip(self, count: int) -> bool:
+        """Pass over ``count`` bytes; False when the stream ends before."""
         if self._chunks is None and count > len(self._buffer):
-            if self.position + count > self._blob.size:
-                raise ImageInvalid(f"{self.what}: the tar ends in the middle of an entry")
             self._buffer = memoryview(b"")
             self.position += count
-            return
-        while count > 0:
-            if not (self._buffer or self._fill()):
-                raise ImageInvalid(f"{self.what}: the tar ends in the middle of an entry")
+            return self.position <= self._blob.size
+        while count > 0 and (self._buffer or self._fill()):
             step = min(count, len(self._buffer))
             self._buffer = self._buffer[step:]
             self.position += step
             count -= step
+        return count == 0
 
     def chunks(self, count: int) -> Iterator[bytes | memoryview]:
         """The next ``count`` bytes in pieces, without copying them together."""
         while count > 0:
             if not (self._buffer or self._fill()):
-                raise ImageInvalid(f"{self.what}: the tar ends in the middle of an entry")
+                raise ImageInvalid(f"{self.what}: ends earlier than when it was read first")
             part = self._buffer[:count]
             self._buffer = self._buffer[len(part) :]
             self.position += len(part)

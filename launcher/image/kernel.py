@@ -10,12 +10,12 @@ import codecs
 import os
 import secrets
 import struct
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from launcher.errors import ImageInvalid, StorageFailed
 from launcher.image.manifest import oci_architecture
+from launcher.image.source import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     # Reads up to ``count`` bytes at ``offset``; fewer only at the end.
     ReadAt: TypeAlias = Callable[[int, int], bytes]
-
-Checked = TypeVar("Checked")
 
 KERNEL_PATH = "/vmlinux"
 INITRAMFS_PATH = "/initramfs"
@@ -42,12 +40,12 @@ _HEADER_LIMIT = 64  # program headers; a kernel has five or so
 class KernelKind(Enum):
     """A kernel cloud-hypervisor boots directly."""
 
-    ELF_PVH = "x86-64 ELF with a PVH note"
-    BZIMAGE = "x86-64 bzImage"
-    ARM64_IMAGE = "arm64 Image"
+    PVH_ELF = "pvh-elf"  # x86-64 ELF with a PVH note
+    BZIMAGE = "bzimage"
+    ARM64_IMAGE = "arm64-image"
 
 
-_BOOTS_ON = {KernelKind.ELF_PVH: "amd64", KernelKind.BZIMAGE: "amd64", KernelKind.ARM64_IMAGE: "arm64"}
+_BOOTS_ON = {KernelKind.PVH_ELF: "amd64", KernelKind.BZIMAGE: "amd64", KernelKind.ARM64_IMAGE: "arm64"}
 _WANTED = {
     "amd64": "an x86-64 ELF with a PVH note (CONFIG_PVH=y) or a bzImage",
     "arm64": "an uncompressed arm64 Image",
@@ -68,15 +66,6 @@ _MAGICS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class KernelFiles:
-    """Where ``extract_kernel`` put them; ``initramfs`` is None when the image has none."""
-
-    kernel: Path
-    kind: KernelKind
-    initramfs: Path | None
-
-
 def inspect_kernel(read_at: ReadAt, size: int, arch: str, what: str) -> KernelKind:
     """Which kind of bootable kernel a file of ``size`` bytes is.
 
@@ -87,9 +76,9 @@ def inspect_kernel(read_at: ReadAt, size: int, arch: str, what: str) -> KernelKi
     if isinstance(kind, KernelKind):
         if _BOOTS_ON[kind] == arch:
             return kind
-        kind = f"an {_BOOTS_ON[kind]} kernel ({kind.value}) on an {arch} machine"
+        kind = f"an {_BOOTS_ON[kind]} kernel on an {arch} machine"
     raise ImageInvalid(
-        f"{what} is {kind}, not a bootable kernel", hint=f"expected {_WANTED.get(arch, 'a known machine')}"
+        f"{what} is {kind}, not a kernel this machine can boot", hint=f"expected {_WANTED.get(arch, 'a known machine')}"
     )
 
 
@@ -146,7 +135,7 @@ def _identify_elf(read_at: ReadAt, head: bytes, size: int) -> KernelKind | str:
             owner == b"Xen" and note == _XEN_PHYS32_ENTRY
             for owner, note in _notes(read_at(start, min(length, _NOTE_LIMIT)))
         ):
-            return KernelKind.ELF_PVH
+            return KernelKind.PVH_ELF
     return "an ELF without a PVH note"
 
 
@@ -160,58 +149,58 @@ def _notes(segment: bytes) -> Iterator[tuple[bytes, int]]:
         position += -(-name_size // 4) * 4 + -(-data_size // 4) * 4
 
 
-def extract_kernel(image: Image, to: Path, *, arch: str) -> KernelFiles:
-    """Write the image's kernel, and its initramfs when it has one, into the folder ``to`` as vmlinux and initramfs.
-
-    Each appears under its name only when it is whole and, the kernel, known to be bootable. Raises ImageInvalid, or
-    StorageFailed when the folder cannot take them.
-    """
+def find_kernel(image: Image, *, arch: str) -> tuple[FoundFile, KernelKind]:
+    """The image's kernel and what it is. Raises ImageInvalid unless this machine can boot it."""
     found = image.find_file(KERNEL_PATH)
     if found is None:
         raise ImageInvalid(f"{image.what}: has no {KERNEL_PATH}", hint="a kernel image holds the kernel at /vmlinux")
-    kernel, initramfs = to / "vmlinux", to / "initramfs"
+    return found, inspect_kernel(found.read_at, found.size, arch, f"{image.what}: {KERNEL_PATH}")
 
-    def check(fd: int, size: int) -> KernelKind:
-        return inspect_kernel(
-            lambda offset, count: os.pread(fd, count, offset), size, arch, f"{image.what}: {KERNEL_PATH}"
-        )
 
+def extract_kernel(image: Path, kernel: Path, initramfs: Path | None, *, arch: str) -> KernelKind:
+    """Write the image's kernel to ``kernel`` and its initramfs to ``initramfs``, unless that is None.
+
+    Each appears under its name, readable by all, only when it is whole; folders are made. Raises ImageInvalid when there
+    is no kernel that ``arch`` can boot or no initramfs, StorageFailed when the files cannot be written.
+    """
+    with open_image(image, arch=arch) as opened:
+        found, kind = find_kernel(opened, arch=arch)
+        ramdisk = opened.find_file(INITRAMFS_PATH) if initramfs else None
+        if initramfs and not ramdisk:
+            raise ImageInvalid(f"{opened.what}: has no {INITRAMFS_PATH}")
+        _write(found, kernel)
+        if initramfs and ramdisk:
+            _write(ramdisk, initramfs)
+    return kind
+
+
+def _write(found: FoundFile, to: Path) -> None:
+    """Write a file aside and give it its name when it is whole; what a killed run left of it goes first."""
     try:
-        kind = _write(found, kernel, check)
-        ramdisk = image.find_file(INITRAMFS_PATH)
-        if ramdisk is None:
-            initramfs.unlink(missing_ok=True)  # one that another image left would be booted with this kernel
-            return KernelFiles(kernel, kind, None)
-        _write(ramdisk, initramfs, lambda _fd, _size: None)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        for stale in to.parent.glob(f".{to.name}.*.new"):
+            stale.unlink(missing_ok=True)
+        aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.new")
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            _copy(found, fd)
+            os.fchmod(fd, 0o644)  # the VMM reads it as another user, whatever the umask
+            os.fsync(fd)
+            aside.replace(to)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise StorageFailed(f"{error.filename or to}: {error.strerror}, while writing the kernel") from error
-    return KernelFiles(kernel, kind, initramfs)
-
-
-def _write(found: FoundFile, to: Path, check: Callable[[int, int], Checked]) -> Checked:
-    """Write a file aside, check it, and give it its name. Raises OSError."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
-    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        _copy(found, fd)
-        result = check(fd, found.size)
-        os.fchmod(fd, 0o644)  # the VMM reads it as another user, whatever the umask
-        os.fsync(fd)
-        aside.rename(to)
-    except BaseException:
-        aside.unlink()
-        raise
-    finally:
-        os.close(fd)
-    return result
+        raise StorageFailed(f"cannot write {to}: {error.strerror}") from error
 
 
 def _copy(found: FoundFile, fd: int) -> None:
     """Write a file's data, leaving out runs of zeros."""
     os.ftruncate(fd, found.size)
     position = 0
-    for chunk in found.chunks:
+    for chunk in found.chunks():
         for start in range(0, len(chunk), _HOLE):
             part = chunk[start : start + _HOLE]
             if part != _ZEROS[: len(part)]:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -36,12 +35,40 @@ class Form(Enum):
     LAYER = "single layer"
 
 
-@dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A regular file of an image: ``size`` bytes, which ``chunks`` yields once."""
+    """A regular file of an image, of ``size`` bytes."""
 
-    size: int
-    chunks: Iterator[bytes | memoryview]
+    def __init__(self, image: Image, entry: Entry) -> None:
+        self.size = entry.size
+        self._image = image
+        self._entry = entry
+        self._rest: Iterator[bytes | memoryview] = iter(())
+        self._buffer = b""
+        self._position: int | None = None  # where the buffer begins in the file
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The content, from the beginning."""
+        for _, chunks in self._image.contents([self._entry]):
+            yield from chunks
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Up to ``count`` bytes from ``offset``. Going forward is cheap; going back reads the layer again."""
+        if self._position is None or offset < self._position:
+            self._rest, self._buffer, self._position = self.chunks(), b"", 0
+        parts = []
+        while count > 0:
+            skip = offset - self._position
+            part = self._buffer[skip : skip + count]
+            if part:
+                parts.append(part)
+                offset += len(part)
+                count -= len(part)
+                continue
+            self._position += len(self._buffer)
+            self._buffer = bytes(next(self._rest, b""))
+            if not self._buffer:
+                break
+        return b"".join(parts)
 
 
 class Image:
@@ -102,11 +129,7 @@ class Image:
         if not isinstance(node, Entry) or node.kind is not Kind.FILE:
             kind = node.kind if isinstance(node, Entry) else Kind.DIRECTORY
             raise ImageInvalid(f"{self.what}: {path} is {kind.value}, not a file")
-        return FoundFile(node.size, self._one(node))
-
-    def _one(self, entry: Entry) -> Iterator[bytes | memoryview]:
-        for _, chunks in self.contents([entry]):
-            yield from chunks
+        return FoundFile(self, node)
 
     def contents(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Iterator[bytes | memoryview]]]:
         """The data of regular files, each as exactly ``size`` bytes in chunks, in the order they lie in the image."""

@@ -74,7 +74,7 @@ def _member(path: str, entry: Entry, xattrs: frozenset[str]) -> tar.Member:
     return tar.Member(
         name=f"{path}/" if entry.kind is Kind.DIRECTORY else path,
         type=_TYPES[entry.kind],
-        mode=entry.mode,
+        mode=0o777 if entry.kind is Kind.SYMLINK else entry.mode,  # as Linux has it; archives differ
         uid=entry.uid,
         gid=entry.gid,
         mtime_ns=entry.mtime_ns,

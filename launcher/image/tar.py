@@ -107,10 +107,8 @@ def read_members(stream: LayerStream, *, need_end: bool = False) -> Iterator[Mem
         yield member
         if member.type == FILE:
             end = member.offset + -(-member.size // BLOCK) * BLOCK
-            try:
-                stream.skip(end - stream.position)
-            except ImageInvalid as error:
-                raise ImageInvalid(f"{stream.what}, entry {show(member.name)}: the data is cut off") from error
+            if not stream.skip(end - stream.position):
+                raise ImageInvalid(f"{stream.what}, entry {show(member.name)}: the data is cut off")
 
 
 def _bad(stream: LayerStream, after: str, message: str) -> ImageInvalid:
