@@ -25,15 +25,6 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
-    """One next hop of a multipath route."""
-
-    gateway: str | None
-    weight: int = 0
-    onlink: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """One route through a link, as ``RTM_GETROUTE`` has it. ``destination`` is CIDR text; the default is 0.0.0.0/0."""
 
@@ -49,6 +40,7 @@ class Route:
     tos: int = 0
     onlink: bool = False
     metrics: tuple[tuple[str, int], ...] = ()  # RTAX_* by pyroute2's names, e.g. ("RTAX_MTU", 1400)
+    foreign: tuple[str, ...] = ()  # attributes not represented here, e.g. "RTA_MULTIPATH": no faithful copy can be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +77,8 @@ class NetworkFacts:
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     has_dummy: bool = True  # the kernel can make dummy links
+    problem: str | None = None  # why nothing could be seen; the rest is then empty
+    hint: str | None = None
 
     def link(self, name: str) -> Link | None:
         return next((link for link in self.links if link.name == name), None)
@@ -97,7 +91,7 @@ class ImageFacts:
     name: str
     form: str = ""
     digest: str | None = None
-    kernel: str | None = None  # what /vmlinux is, e.g. "x86-64 bzImage"; one that does not boot here is a problem
+    kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"; one that cannot boot here is a problem
     initramfs: bool = False
     problem: str | None = None
     hint: str | None = None

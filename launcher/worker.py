@@ -66,7 +66,8 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
 
 
 def _judge(binary: str, answer: str) -> tuple[int, ...]:
-    version = parse_version(answer)
+    # The emulator says, under its own name, whose version's API it speaks.
+    version = parse_version(answer.replace("vmm-emulator ", "cloud-hypervisor ", 1))
     check_version(binary, version)
     return version or ()
 

@@ -10,7 +10,6 @@ from launcher.host.network import apply_network
 from launcher.host.seed import write_seed
 from launcher.host.storage import build_root_disk
 from launcher.image.kernel import extract_kernel
-from launcher.image.source import open_image
 from launcher.plan.types import (
     BuildRootDisk,
     BuildSeed,
@@ -55,7 +54,7 @@ def _carry_out(action: Action, arch: str) -> None:
         case GiveToVmm():
             files.give(action.path, action.uid, action.gid, write=action.write)
         case ExtractKernel():
-            _extract_kernel(action, arch)
+            extract_kernel(action.image, action.kernel, action.initramfs, arch=arch)
         case BuildRootDisk():
             build_root_disk(action, arch=arch)
         case BuildSeed():
@@ -72,10 +71,3 @@ def _carry_out(action: Action, arch: str) -> None:
             apply_network(action)
         case _:
             assert_never(action)
-
-
-def _extract_kernel(action: ExtractKernel, arch: str) -> None:
-    folder = action.kernel.parent
-    files.remove_stale(folder, ".*.tmp")
-    with open_image(action.image, arch=arch) as image:
-        extract_kernel(image, folder, arch=arch)

@@ -52,20 +52,14 @@ def make_folder(path: Path, mode: int, uid: int, gid: int) -> None:
             os.close(fd)
 
 
-def remove_stale(folder: Path, pattern: str) -> None:
-    """Remove what a killed run left half-made: the files of this folder whose name matches. Raises StorageFailed."""
-    with telling("clean", folder):
-        for stale in folder.glob(pattern):
-            stale.unlink(missing_ok=True)
-
-
 def write_file(path: Path, content: bytes, mode: int) -> None:
     """The file has this content and mode: readers see the old one or the new one whole. Raises HostUnfit.
 
     A file that is so already is left alone. Half-written ones of a killed run, ``.<name>.<hex>.new``, go first.
     """
-    remove_stale(path.parent, f".{path.name}.*.new")
     with telling("write", path, HostUnfit):
+        for stale in path.parent.glob(f".{path.name}.*.new"):
+            stale.unlink(missing_ok=True)
         if _is_already(path, content, mode):
             return
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")

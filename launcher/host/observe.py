@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
-from launcher.facts import DeviceFacts, HostFacts, VmmFacts
+from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
-from launcher.host.network import observe_network
 from launcher.host.observe_files import is_file, observe_disk, observe_kernel_image, observe_volume_image
+from launcher.host.observe_network import observe_network
 from launcher.plan.devices import KVM, TUN
 from launcher.spec.types import ContainerRootfsVolume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from launcher.facts import DiskFacts, ImageFacts, NetworkFacts
+    from launcher.facts import DiskFacts, ImageFacts
     from launcher.paths import Paths
     from launcher.spec.types import VmSpec
 
@@ -87,8 +87,10 @@ def observe(
 
 
 def _network() -> NetworkFacts:
-    nameservers, search = read_resolv_conf(_read(Path("/etc/resolv.conf")))
-    return replace(observe_network(), nameservers=nameservers, search=search)
+    try:
+        return observe_network()
+    except LauncherError as error:
+        return NetworkFacts(problem=error.message, hint=error.hint)
 
 
 def _volumes(spec: VmSpec | None, folder: Path) -> list[str]:
@@ -143,23 +145,6 @@ def effective_capabilities(status: str) -> tuple[str, ...]:
     lines = (line.partition(":") for line in status.splitlines())
     bits = next((int(value, 16) for key, _, value in lines if key == "CapEff"), 0)
     return tuple(sorted(name for number, name in enumerate(_CAPABILITIES.split()) if bits >> number & 1))
-
-
-def read_resolv_conf(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name servers and search domains. As resolv.conf(5) says, the last ``search`` (or ``domain``) counts."""
-    nameservers: list[str] = []
-    search: tuple[str, ...] = ()
-    for line in text.splitlines():
-        match line.split():
-            case ["nameserver", address, *_]:
-                nameservers.append(address)
-            case ["search", *domains]:
-                search = tuple(domains)
-            case ["domain", domain, *_]:
-                search = (domain,)
-            case _:
-                pass
-    return tuple(nameservers), search
 
 
 def observe_device(path: Path, check: Callable[[int], str | None] = lambda _: None) -> DeviceFacts:

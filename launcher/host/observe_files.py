@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ImageInvalid
 from launcher.facts import DiskFacts, ImageFacts
-from launcher.image.kernel import INITRAMFS_PATH, KERNEL_PATH, inspect_kernel
+from launcher.image.kernel import INITRAMFS_PATH, find_kernel
 from launcher.image.source import open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from launcher.image.source import FoundFile, Image
+    from launcher.image.source import Image
     from launcher.paths import Paths
 
 
@@ -50,12 +50,7 @@ def observe_kernel_image(path: Path, arch: str) -> ImageFacts | None:
     """The kernel image, looked into: every layer verified, the kernel one that boots here. None when nothing is there."""
 
     def look(image: Image) -> ImageFacts:
-        kernel = image.find_file(KERNEL_PATH)
-        if kernel is None:
-            raise ImageInvalid(
-                f"{image.what}: has no {KERNEL_PATH}", hint="a kernel image holds the kernel at /vmlinux"
-            )
-        kind = inspect_kernel(_reader(kernel), kernel.size, arch, f"{image.what}: {KERNEL_PATH}")
+        _, kind = find_kernel(image, arch=arch)
         initramfs = image.find_file(INITRAMFS_PATH) is not None
         return ImageFacts(path.name, image.form.value, image.digest, kind.value, initramfs)
 
@@ -70,16 +65,3 @@ def _observe_image(path: Path, arch: str, look: Callable[[Image], ImageFacts]) -
             return look(image)
     except ImageInvalid as error:
         return ImageFacts(path.name, problem=error.message, hint=error.hint)
-
-
-def _reader(found: FoundFile) -> Callable[[int, int], bytes]:
-    """Random access to a file of an image, which comes as a stream: what was read is kept, no more is read than asked for."""
-    kept = bytearray()
-    chunks: Iterator[bytes | memoryview] = found.chunks
-
-    def read_at(offset: int, count: int) -> bytes:
-        while len(kept) < offset + count and (chunk := next(chunks, None)) is not None:
-            kept.extend(chunk)
-        return bytes(kept[offset : offset + count])
-
-    return read_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from launcher.errors import NetworkFailed
 from launcher.plan.compute import CONSOLE, plan_cpus, plan_memory, serial
 from launcher.plan.devices import plan_devices
 from launcher.plan.fitness import check_machine, refuse_unsupported
@@ -35,7 +36,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     memory = plan_memory(spec.instance.memory, facts)
     payload = plan_payload(kernel, facts)
     disks = plan_disks(spec, facts)
-    network = plan_bridge(spec, facts) if spec.instance.interfaces else NetworkPlan()
+    network = _plan_network(spec, facts)
     devices = plan_devices(spec, facts)
     paths = facts.paths
     actions: tuple[Action, ...] = (
@@ -69,3 +70,11 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         nics=network.nics,
         warnings=(*((_EMULATED,) if facts.vmm.emulated else ()), *memory.warnings, *network.warnings),
     )
+
+
+def _plan_network(spec: VmSpec, facts: HostFacts) -> NetworkPlan:
+    if not spec.instance.interfaces:
+        return NetworkPlan()
+    if facts.network.problem:
+        raise NetworkFailed(facts.network.problem, hint=facts.network.hint)
+    return plan_bridge(spec, facts)

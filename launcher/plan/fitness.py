@@ -134,6 +134,8 @@ def check_machine(spec: VmSpec, facts: HostFacts) -> None:
             facts.tun.problem,
             hint="request the tun device of a device plugin, or have the node make one (modprobe tun)",
         )
+    if facts.dnsmasq is None and spec.instance.interfaces:
+        raise HostUnfit("dnsmasq is not installed", hint="install dnsmasq-base in the launcher's image")
     if missing := [name for name in CAPABILITIES if name not in facts.capabilities]:
         names = ", ".join(name.upper() for name in missing)
         raise HostUnfit(
