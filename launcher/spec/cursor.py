@@ -55,7 +55,7 @@ def in_document_order(found: list[tuple[Path, str]], document: object) -> tuple[
                     ranks[id(value)] = {key: rank for rank, key in enumerate(value)}
                 place.append(ranks[id(value)][step])
                 value = value[step]
-            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            elif isinstance(value, list) and isinstance(step, int):
                 place.append(step)
                 value = value[step]
             else:

@@ -330,6 +330,7 @@ KEPT: list[dict[str, Any]] = [
     {f"{INSTANCE}.cpu": UNSET},
     {f"{INSTANCE}.cpu": {"sockets": 0, "coresPerSocket": 0}},
     {f"{INSTANCE}.cpu.sockets": 2.0},
+    {f"{INSTANCE}.cpu.coresPerSocket": 2**32 - 1},
     {f"{INSTANCE}.memory": None},
     {f"{INSTANCE}.memory.size": "0"},
     *(

@@ -102,6 +102,11 @@ def test_anything_else_is_refused(text: str) -> None:
         parse_quantity(text)
 
 
+def test_the_longest_quantity_is_still_read() -> None:
+    assert parse_quantity("0" * 127 + "7") == Quantity.of(7)
+    assert parse_quantity("1e400") == Quantity.of(10**400)
+
+
 def test_amounts_are_compared_exactly() -> None:
     assert parse_quantity("2") == parse_quantity("2000m") != parse_quantity("2000000001n")
     assert parse_quantity("1Ki") > parse_quantity("1k")
