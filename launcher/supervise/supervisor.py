@@ -221,7 +221,7 @@ class Supervisor:
             stdin=handoff.encode_settings(self._settings),
             pass_fds=(theirs,),
             on_exit=ended,
-            on_line=lambda line: print(line, file=sys.stderr, flush=True),  # its log is our log
+            on_line=_pass_on,
         )
         os.close(theirs)
         self._loop.watch(reports, READ, read)
@@ -418,6 +418,12 @@ class Supervisor:
         if self._vmm is not None and self._vmm.status is None:
             fields["vmm"] = {"pid": self._vmm.pid, "startTime": _start_time(self._vmm.pid)}
         self._record.state(**fields)
+
+
+def _pass_on(line: str) -> None:
+    """The worker's log lines are ours."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _last_words(lines: list[str]) -> str:

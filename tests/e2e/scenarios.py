@@ -1,0 +1,253 @@
+"""What a real guest must live through, whichever VMM runs it: the emulator here, the real cloud-hypervisor elsewhere.
+
+Each scenario is a function of a ``Stage``. ``test_emulated`` runs them one by one under pytest; as a program
+(``python -m tests.e2e.scenarios RESULTS NAME …``) this module runs them one after the other inside the KVM machine and
+writes what became of each, for ``test_real_vmm`` to judge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.lab.guest import lab_guest
+from tests.lab.netns import FLANNEL
+from tests.lab.pod import VmPod, golden_spec, vm_pod
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.lab.netns import PodNetns
+
+LEASE = f"GUEST-LEASE {FLANNEL.address}/24 gw {FLANNEL.gateway} mtu {FLANNEL.mtu} host demo"
+
+
+@dataclass
+class Stage:
+    """``options`` select the VMM; ``pace`` stretches every deadline of a slow machine."""
+
+    stack: ExitStack
+    options: tuple[str, ...] = ("--emulate",)
+    pace: float = 1.0
+
+    def pod(self, net: PodNetns | None = None, *, cmdline: str = "", **options: Any) -> VmPod:
+        pod = self.stack.enter_context(vm_pod(net, **options))
+        guest = lab_guest()
+        (pod.root / "images/kernel").symlink_to(guest.kernel_image)
+        (pod.root / "images/root").symlink_to(guest.rootfs_image)
+        pod.write_spec(golden_spec(cmdline=cmdline))
+        return pod
+
+    def boot(self, *more: str, cmdline: str = "", **options: Any) -> VmPod:
+        """A pod whose guest has its lease."""
+        pod = self.pod(cmdline=cmdline, **options)
+        self.start(pod, *more)
+        pod.until_console("GUEST-LEASE", 60 * self.pace)
+        return pod
+
+    def start(self, pod: VmPod, *more: str) -> None:
+        pod.start(*self.options, *more)
+
+    def end(self, pod: VmPod, code: int, reason: str, within: float = 30) -> dict[str, Any]:
+        """The launcher's end: exit code, and the reason in result.json and the termination message alike."""
+        got = pod.wait(within * self.pace)
+        result = pod.result
+
+        assert (got, result["reason"]) == (code, reason), f"{result}\n{pod.log[-4000:]}"
+        assert result["exitCode"] == code
+        assert json.loads(pod.termination_message) == result
+        assert len(pod.termination_message) <= 4096
+        assert not (pod.run_dir / "ch.sock").exists()
+        return result
+
+
+def golden_path(stage: Stage) -> None:
+    """Boots, gets the pod's address, serves HTTP, shows its status, shuts down gracefully on SIGTERM."""
+    pod = stage.boot()
+    assert LEASE in pod.console
+    pod.until("ch.sock", (pod.run_dir / "ch.sock").exists, 10 * stage.pace)
+    pod.until_event('"event": "lease"', 10 * stage.pace)
+
+    page = pod.net.node("curl", "-sS", "--max-time", "20", f"http://{FLANNEL.address}/")
+    assert "launcher lab guest demo" in page
+
+    status = json.loads(pod.exec("status", "-o", "json", timeout=60 * stage.pace).stdout)
+    assert status["phase"] == "running"
+    assert status["vmState"] == "Running"
+    assert status["nics"][0]["addresses"] == [f"{FLANNEL.address}/24"]
+    assert [helper["alive"] for helper in status["helpers"]] == [True]
+    _check_confinement(pod, status["vmm"]["pid"])
+
+    pod.kill(signal.SIGTERM)
+    result = stage.end(pod, 143, "Terminated")
+    assert any("GUEST-POWEROFF" in line or "Power down" in line for line in result["console"])
+    events = [json.loads(line)["event"] for line in pod.events_text().splitlines()]
+    assert "power-button" in events
+    names = [point["name"] for point in json.loads((pod.run_dir / "timeline.json").read_text())["points"]]
+    assert names.index("prepared") < names.index("vmm started") < names.index("running") < names.index("ended")
+
+
+def _check_confinement(pod: VmPod, vmm_pid: int) -> None:
+    """The VMM is its own uid and has no capability at all, nor can it get one."""
+    # The pid is the container's; its /proc shows the process.
+    inside = subprocess.run(
+        ["nsenter", "-t", str(pod.pid), "-m", "-p", "cat", f"/proc/{vmm_pid}/status"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    fields = dict(line.split(":\t", 1) for line in inside.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == ["107"] * 4
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(fields[name], 16) == 0, name
+    assert fields["NoNewPrivs"] == "1"
+    command = [text for text in pod.processes().values() if "--api-socket" in text]
+    assert command, "the VMM is not among the container's processes"
+    assert all("GUEST" not in text and "cmdline" not in text for text in command)
+
+
+def guest_poweroff(stage: Stage) -> None:
+    """The guest powers itself off: exit 0, at once."""
+    pod = stage.pod(cmdline="launcher.test=poweroff")
+    stage.start(pod)
+    stage.end(pod, 0, "GuestPoweredOff", within=60)
+
+
+def guest_reboot(stage: Stage) -> None:
+    """The guest reboots itself: the same VM goes on; then `power shutdown` ends it with 0."""
+    pod = stage.pod(cmdline="launcher.test=reboot-once")
+    stage.start(pod)
+    pod.until_console("GUEST-UP boot=2", 90 * stage.pace)
+    pod.until_console("GUEST-LEASE", 60 * stage.pace)
+    assert pod.console.count("GUEST-UP boot=1") == 1
+
+    done = pod.exec("power", "shutdown", timeout=90 * stage.pace)
+    assert done.returncode == 0, done.stderr
+    stage.end(pod, 0, "GuestPoweredOff")
+
+
+def sigterm_while_preparing(stage: Stage) -> None:
+    """SIGTERM in the middle of the preparation ends it at once, and the next start works."""
+    pod = stage.pod()
+    stage.start(pod)
+    pod.until_event('"event": "started"', 20 * stage.pace)
+    pod.kill(signal.SIGTERM)
+    stage.end(pod, 143, "Terminated", within=10)
+    assert "GUEST" not in pod.console
+
+
+def sigterm_while_booting(stage: Stage) -> None:
+    """SIGTERM after the VMM has started, before the guest listens: still ends within the grace period."""
+    pod = stage.pod()
+    stage.start(pod, "--grace", "20")
+    pod.until_event('"vm booting"', 60 * stage.pace)
+    pod.kill(signal.SIGTERM)
+    began = time.monotonic()
+    code = pod.wait(25)
+    assert code == 143
+    assert pod.result["reason"] in {"Terminated", "TerminatedForced"}
+    assert time.monotonic() - began < 20
+
+
+def deaf_guest(stage: Stage) -> None:
+    """A guest that ignores the power button is cut within the grace period, and the message says why."""
+    pod = stage.boot("--grace", "5", cmdline="launcher.test=ignore-button")
+    pod.kill(signal.SIGTERM)
+    began = time.monotonic()
+    result = stage.end(pod, 143, "TerminatedForced", within=6)
+    assert time.monotonic() - began < 5 * stage.pace
+    assert "acpid" in result["message"]
+
+
+def vmm_killed(stage: Stage) -> None:
+    """A VMM that dies by a signal is told by that signal."""
+    pod = stage.boot()
+    status = json.loads(pod.exec("status", "-o", "json", timeout=60 * stage.pace).stdout)
+    pod.exec_raw("kill", "-KILL", str(status["vmm"]["pid"]))
+    result = stage.end(pod, 137, "VmmKilled")
+    assert "SIGKILL" in result["message"]
+    assert result["vmm"]["signal"] == "SIGKILL"
+
+
+def dnsmasq_killed(stage: Stage) -> None:
+    """A dead dnsmasq is started again and the guest does not notice; `power off` then cuts the power."""
+    pod = stage.boot()
+    status = json.loads(pod.exec("status", "-o", "json", timeout=60 * stage.pace).stdout)
+    pod.exec_raw("kill", "-KILL", str(status["helpers"][0]["pid"]))
+    pod.until("dnsmasq again", lambda: pod.events_text().count('"helper-started"') == 2, 20 * stage.pace)
+    assert "launcher lab guest demo" in pod.net.node("curl", "-sS", "--max-time", "20", f"http://{FLANNEL.address}/")
+
+    done = pod.exec("power", "off", timeout=60 * stage.pace)
+    assert done.returncode == 0, done.stderr
+    stage.end(pod, 0, "GuestPoweredOff")
+
+
+def killed_and_started_again(stage: Stage) -> None:
+    """kill -9 of everything, the run directory lost: the second container of the pod boots the same disk, same address."""
+    first = stage.boot()
+    disk = first.root / "disks/root/rootfs.raw"
+    inode = disk.stat().st_ino
+    first.kill(signal.SIGKILL)
+    first.wait(10)
+    shutil.rmtree(first.run_dir)
+    first.run_dir.mkdir(mode=0o755)
+
+    again = stage.pod(first.net)
+    shutil.rmtree(again.root / "disks")
+    (first.root / "disks").rename(again.root / "disks")
+    stage.start(again)
+    again.until_console("GUEST-LEASE", 60 * stage.pace)
+    assert LEASE in again.console
+    assert "GUEST-UP boot=2" in again.console
+    assert (again.root / "disks/root/rootfs.raw").stat().st_ino == inode
+    assert "launcher lab guest demo" in again.net.node("curl", "-sS", "--max-time", "20", f"http://{FLANNEL.address}/")
+    again.kill(signal.SIGTERM)
+    stage.end(again, 143, "Terminated")
+
+
+SCENARIOS: dict[str, Callable[[Stage], None]] = {
+    function.__name__: function
+    for function in (
+        golden_path,
+        guest_poweroff,
+        guest_reboot,
+        sigterm_while_preparing,
+        sigterm_while_booting,
+        deaf_guest,
+        vmm_killed,
+        dnsmasq_killed,
+        killed_and_started_again,
+    )
+}
+
+
+def main() -> None:
+    """Run scenarios against the real VMM on PATH and write ``{name: {"seconds": s, "error": text or null}}``."""
+    results, *names = sys.argv[1:]
+    outcomes: dict[str, dict[str, Any]] = {}
+    for name in names or SCENARIOS:
+        began = time.monotonic()
+        error = None
+        try:
+            with ExitStack() as stack:
+                SCENARIOS[name](Stage(stack, options=(), pace=float(os.environ.get("PACE", "1"))))
+        except Exception:  # noqa: BLE001  # the other scenarios still run
+            error = traceback.format_exc()
+        seconds = round(time.monotonic() - began, 1)
+        outcomes[name] = {"seconds": seconds, "error": error}
+        print(f"{name}: {'FAILED' if error else 'ok'} in {seconds} s", error or "", flush=True)
+        Path(results).write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Every scenario with a real guest under the emulator."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.scenarios import SCENARIOS, Stage
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_emulated(name: str) -> None:
+    with ExitStack() as stack:
+        # Two guests at a time on two cores, beside other tests: patience is stretched, promises in seconds are not.
+        SCENARIOS[name](Stage(stack, pace=2))
