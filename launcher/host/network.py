@@ -166,11 +166,16 @@ def _release(netlink: Netlink, action: ReleaseNic) -> None:
 
 
 def _give_back(netlink: Netlink, nic: PodNic) -> None:
-    """Make the real interface what it was, from any state between released and whole."""
+    """Make the real interface what it was, from any state between released and whole.
+
+    The renaming comes first: under its released name the interface is always bare.
+    """
     link = _with_addresses(netlink, find_link(netlink, names(nic.name).released) or _get(netlink, nic.name))
     if link.master:
         netlink.set_master(link, None)
     netlink.set_up(link, up=False)
+    if link.name != nic.name:
+        netlink.rename(link, nic.name)
     for address in link.addresses:
         netlink.delete_address(link, address)
     for neighbour in link.neighbours:
@@ -178,8 +183,6 @@ def _give_back(netlink: Netlink, nic: PodNic) -> None:
     netlink.set_mac(link, nic.mac)
     netlink.set_mtu(link, nic.mtu)
     netlink.set_link_local(link, on=True)
-    if link.name != nic.name:
-        netlink.rename(link, nic.name)
     netlink.set_up(link, up=True)
     _configure(netlink, link, nic)
 

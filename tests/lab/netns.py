@@ -91,6 +91,20 @@ AWS = Shape(
 PLAIN = Shape(
     "plain", "10.9.8.5", "10.9.8.1", 1500, ("addr add 10.9.8.5/24 dev eth0",), ("addr add 10.9.8.1/24 dev pod",)
 )
+DUAL = Shape(
+    "dual",
+    "10.244.1.5",
+    "10.244.1.1",
+    1450,
+    (
+        "addr add 10.244.1.5/24 dev eth0",
+        "addr add fd00:10::5/64 dev eth0 nodad",
+        "route add default via 10.244.1.1 mtu 1400",
+        "-6 route add default via fd00:10::1",
+        "neigh add 10.244.1.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent",
+    ),
+    ("addr add 10.244.1.1/24 dev pod",),
+)
 # Everything that can be copied at once: both families, a secondary and a labelled address, policy routing whose gateway
 # is reachable through the main table only, metrics, sources, types of service, on-link gateways.
 RICH = Shape(
