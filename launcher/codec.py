@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import types
 import typing
 from pathlib import Path
@@ -32,6 +31,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, bytes):
+        import hashlib  # noqa: PLC0415  # it maps libcrypto, which the resident process never needs
+
         return {"bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
     return value
 

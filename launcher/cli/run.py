@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,10 +58,10 @@ class _Hold(click.ParamType):
     show_default=True,
     help="Seconds a panicked guest has to reboot by itself.",
 )
-def run(spec: Path | None, grace: float, hold_failure: float | str | None, panic_grace: float, **host: Any) -> int:
+def run(spec: Path | None, grace: float, hold_failure: float | str | None, panic_grace: float, **host: Any) -> None:
     """The pod's entrypoint: prepare, start the VMM, boot the VM, supervise it until it ends."""
     from launcher import logs
-    from launcher.supervise.main import refuse, supervise
+    from launcher.supervise.main import become_supervisor, refuse
     from launcher.supervise.model import Limits
 
     logs.set_up()
@@ -73,10 +74,10 @@ def run(spec: Path | None, grace: float, hold_failure: float | str | None, panic
     except UsageError:
         raise
     except LauncherError as error:
-        return refuse(host["run_dir"].absolute(), error)
+        sys.exit(refuse(host["run_dir"].absolute(), error))
     # The spec may hold secrets, and /proc/PID/environ shows them to whoever may look.
     os.environ.pop("VM_DATA", None)
-    return supervise(settings, limits)
+    become_supervisor(settings, limits)
 
 
 @click.command()

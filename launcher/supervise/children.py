@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -114,6 +113,8 @@ def _memory_file(data: bytes) -> int:
 def become_subreaper() -> None:
     """Have orphaned grandchildren become our children, as they do by nature when we are PID 1."""
     if os.getpid() != 1:
+        import ctypes  # noqa: PLC0415  # 1 MB that PID 1 does not need
+
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -104,7 +104,9 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until the end; returns the exit code."""
         become_subreaper()
-        self._loop.catch(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+        stop_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._loop.catch(*stop_signals, signal.SIGCHLD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals)  # blocked since before the exec
         self._record.mark("launcher started")
         self._record.event("started", {"pid": os.getpid()})
         self._save_state()
