@@ -10,13 +10,14 @@ import os
 import shlex
 import signal
 import subprocess
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from launcher.errors import HostUnfit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 STDERR_TAIL = 4096  # bytes of a failed program's stderr that are kept for the error
 
@@ -82,6 +83,38 @@ def run(
             child.kill()
             raise
     return Finished(tuple(argv), child.returncode, out, err[-STDERR_TAIL:].decode(errors="replace"))
+
+
+def feed(
+    argv: Sequence[str], chunks: Iterable[bytes | memoryview], *, env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a program to its end with ``chunks`` as its stdin, and return how it ended.
+
+    A program that stops reading ends the feeding. An exception of ``chunks`` kills the program and passes through: it
+    must not take the part for the whole. Raises HostUnfit like ``run``.
+    """
+    with ExitStack() as held:
+        # Files, not pipes, take what it says: nobody has to read while we write.
+        out, err = (held.enter_context(os.fdopen(os.memfd_create(name), "rb")) for name in ("stdout", "stderr"))
+        try:
+            child = subprocess.Popen(
+                list(argv), stdin=subprocess.PIPE, stdout=out, stderr=err, env={**BASE_ENV, **(env or {})}
+            )
+        except OSError as error:
+            raise HostUnfit(
+                f"cannot run {argv[0]}: {error.strerror}", hint="install it in the launcher's image"
+            ) from error
+        with child:
+            try:
+                with suppress(BrokenPipeError), cast("IO[bytes]", child.stdin) as pipe:
+                    for chunk in chunks:
+                        pipe.write(chunk)
+            except BaseException:
+                child.kill()
+                raise
+        out.seek(0)
+        err.seek(max(0, err.seek(0, os.SEEK_END) - STDERR_TAIL))
+        return Finished(tuple(argv), child.returncode, out.read(), err.read().decode(errors="replace"))
 
 
 def start(

@@ -6,7 +6,7 @@ chunk by chunk, in the order it lies there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from launcher.errors import ImageInvalid
@@ -36,7 +36,7 @@ class FlatTree:
     directories: tuple[tuple[str, Entry], ...]  # the root first
     files: Mapping[Entry, str]
     others: tuple[tuple[str, Entry], ...]  # symlinks, devices, fifos
-    links: tuple[tuple[str, str], ...]  # (path, path of the inode's first name)
+    links: tuple[tuple[str, str, Entry], ...]  # path, the inode's first path, the inode
     sockets: int  # left out: a socket means nothing without the process that listens
 
     def inodes(self) -> Iterator[tuple[str, Entry]]:
@@ -58,7 +58,7 @@ def flatten(root: Directory, what: str) -> FlatTree:
         elif node.kind is Kind.SOCKET:
             sockets += 1
         elif node in first:
-            links.append((path, first[node]))
+            links.append((path, first[node], node))
         else:
             first[node] = path
             if node.kind is Kind.FILE:
@@ -93,7 +93,7 @@ def tar_stream(image: Image, flat: FlatTree, xattrs: frozenset[str]) -> Iterator
         yield tar.encode_header(_member(flat.files[entry], entry, xattrs))
         yield from chunks
         yield tar.padding(entry.size)
-    for path, target in flat.links:
-        link = tar.Member(path, tar.LINK, 0, 0, 0, 0, linkname=target)
-        yield tar.encode_header(link)
+    for path, target, entry in flat.links:
+        # With the inode's metadata: mke2fs writes what the last header of an inode says.
+        yield tar.encode_header(replace(_member(path, entry, xattrs), type=tar.LINK, size=0, linkname=target))
     yield tar.END

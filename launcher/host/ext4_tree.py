@@ -1,0 +1,193 @@
+"""What a file tree takes up on ext4, and what mke2fs leaves out of it. Pure arithmetic.
+
+Layout: Documentation/filesystems/ext4 (dynamic.rst: directory entries, extent tree, extended attributes). mke2fs keeps
+of a tar owners, modes, whole seconds, links, devices and ``security.capability`` (e2fsprogs, misc/create_inode_libarchive.c).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launcher.image.tar import raw
+from launcher.image.tree import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from launcher.image.stream import FlatTree
+    from launcher.image.tree import Entry
+
+BLOCK = 4096
+INODE = 256
+CAPABILITY = "security.capability"
+KEPT = frozenset({CAPABILITY})
+_RESERVED_INODES = 11  # ten, and lost+found
+_XATTR_IN_INODE = 80  # bytes an inode of 256 has for them, less the headers
+_XATTR_LIMIT = 4000  # bytes that fit into inode and one block, with some margin
+_XATTR_NAME = re.compile(r"(?:user|trusted|security)\.[!#-~]{1,200}|system\.posix_acl_(?:access|default)")
+_TEXT_ACL = {"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"}
+_ACL_TAGS = {
+    ("user", False): 1,
+    ("user", True): 2,
+    ("group", False): 4,
+    ("group", True): 8,
+    ("mask", False): 16,
+    ("other", False): 32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What is to be restored on one inode: extended attributes, and on-disk fields by debugfs's names."""
+
+    path: str  # relative to the root, which is "."
+    xattrs: Mapping[str, bytes]
+    fields: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``blocks`` of 4096 bytes and ``inodes`` the tree takes; what to restore; how many of each kind are lost."""
+
+    blocks: int
+    inodes: int
+    extras: tuple[Extra, ...]
+    lost: Mapping[str, int]
+
+
+def plan_tree(flat: FlatTree) -> Plan:
+    """Measure a tree and sort out what mke2fs would drop."""
+    blocks = sum(_directory_blocks(names) for names in _names_by_directory(flat))
+    inodes = _RESERVED_INODES
+    extras = []
+    lost = {"extended attributes": 0, "sub-second times": 0, "sockets": flat.sockets}
+    for path, entry in flat.inodes():
+        inodes += 1
+        if entry.kind is Kind.FILE:
+            blocks += _with_extents(-(-entry.size // BLOCK))
+        elif entry.kind is Kind.SYMLINK and len(raw(entry.target)) >= 60:
+            blocks += 1
+        times = time_fields(entry.mtime_ns)
+        xattrs, dropped = _xattrs(entry) if entry.xattrs else ({}, 0)
+        lost["extended attributes"] += dropped
+        if sum(_xattr_size(name, value) for name, value in xattrs.items()) > _XATTR_IN_INODE:
+            blocks += 1
+        others = {name: value for name, value in xattrs.items() if name not in KEPT}
+        if not others and not times:
+            continue
+        if not _scriptable(path):
+            lost["extended attributes"] += len(others)
+            lost["sub-second times"] += bool(times)
+            continue
+        extras.append(Extra(path, others, times))
+    return Plan(blocks, inodes, tuple(extras), {kind: count for kind, count in lost.items() if count})
+
+
+def _with_extents(blocks: int) -> int:
+    """Blocks of data and of the extent tree: an extent has at most 32768 blocks, four fit into the inode, 340 a block."""
+    extents = -(-blocks // 32768) * 2  # group metadata lies in between
+    return blocks + (-(-extents // 340) if extents > 4 else 0)
+
+
+def _names_by_directory(flat: FlatTree) -> Iterable[list[str]]:
+    names: dict[str, list[str]] = {path: [] for path, _ in flat.directories}
+    everything = (
+        *(path for path, _ in flat.directories[1:]),
+        *(path for path, _ in flat.others),
+        *flat.files.values(),
+        *(path for path, _, _ in flat.links),
+    )
+    for path in everything:
+        above, _, name = path.rpartition("/")
+        names[above or "."].append(name)
+    return names.values()
+
+
+def _directory_blocks(names: Iterable[str]) -> int:
+    """Blocks of a linear directory: an entry has eight bytes and its name, and does not cross a block's end."""
+    blocks, room = 1, BLOCK - 12 - 24  # checksum; "." and ".."
+    for name in names:
+        size = -(-(8 + len(raw(name))) // 4) * 4
+        if size > room:
+            blocks, room = blocks + 1, BLOCK - 12
+        room -= size
+    return blocks + (-(-blocks // 340) if blocks > 4 else 0)
+
+
+def time_fields(nanoseconds: int) -> tuple[tuple[str, int], ...]:
+    """The fields of an mtime that mke2fs gets wrong: it writes 32 bits of seconds; 34, and 30 of nanoseconds, there are."""
+    seconds, fraction = divmod(nanoseconds, 10**9)
+    seconds = min(max(seconds, -(1 << 31)), (1 << 34) - (1 << 31) - 1)
+    low = seconds & 0xFFFFFFFF
+    epoch = (seconds - (low - (1 << 32) if low >> 31 else low)) >> 32
+    extra = (("mtime_extra", fraction << 2 | epoch),) if fraction or epoch else ()
+    return (("mtime", low), *extra) if epoch else extra
+
+
+def _xattr_size(name: str, value: bytes) -> int:
+    return 16 + -(-len(name.partition(".")[2]) // 4) * 4 + -(-len(value) // 4) * 4
+
+
+def _xattrs(entry: Entry) -> tuple[dict[str, bytes], int]:
+    """The attributes ext4 can hold, smallest first, and how many it cannot."""
+    wanted: dict[str, bytes] = {}
+    lost = 0
+    for name, value in entry.xattrs.items():
+        if name in _TEXT_ACL:
+            if _TEXT_ACL[name] in entry.xattrs:
+                continue
+            acl = acl_from_text(value)
+            if acl is None:
+                lost += 1
+            elif acl:
+                wanted[_TEXT_ACL[name]] = acl
+        elif _XATTR_NAME.fullmatch(name):
+            wanted[name] = value
+        else:
+            lost += 1
+    kept: dict[str, bytes] = {}
+    used = 0
+    for name, value in sorted(wanted.items(), key=lambda pair: (pair[0] not in KEPT, len(pair[1]), pair[0])):
+        used += _xattr_size(name, value)
+        if used > _XATTR_LIMIT:
+            lost += 1
+        else:
+            kept[name] = value
+    return kept, lost
+
+
+def acl_from_text(value: bytes) -> bytes | None:
+    """A POSIX ACL as the kernel's xattr has it (linux/posix_acl_xattr.h), from the text star and GNU tar write.
+
+    Empty when it says no more than the mode; None when it names users or groups without numbers.
+    """
+    entries = []
+    for item in value.decode("utf-8", "replace").replace("\n", ",").split(","):
+        text = item.partition("#")[0].strip()
+        if not text:
+            continue
+        tag, _, rest = text.partition(":")
+        qualifier, _, rest = rest.partition(":")
+        permissions, _, number = rest.partition(":")
+        kind = _ACL_TAGS.get((tag, bool(qualifier)))
+        identity = number or qualifier  # star adds the number behind the name
+        if (
+            kind is None
+            or not re.fullmatch(r"[r-][w-][x-]", permissions[:3])
+            or (identity and not identity.isdecimal())
+        ):
+            return None
+        bits = sum(bit for bit, letter in zip((4, 2, 1), permissions, strict=False) if letter != "-")
+        entries.append((kind, int(identity) if identity else 0xFFFFFFFF, bits))
+    if len(entries) <= 3:
+        return b""
+    packed = (struct.pack("<HHI", kind, bits, identity) for kind, identity, bits in sorted(entries))
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+def _scriptable(path: str) -> bool:
+    """Whether debugfs can be given the path in a script: it reads lines of at most 8 KiB."""
+    return "\n" not in path and "\r" not in path and len(raw(path)) < 3000
