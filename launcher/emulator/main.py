@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from launcher.emulator.api import BUILD, Api
 from launcher.emulator.events import Events
 from launcher.emulator.http import Request, Response, Server
+from launcher.emulator.qemu import PROGRAM
 from launcher.emulator.refusal import EmulatorFailed, os_words
 from launcher.emulator.vm import Vm
 
@@ -118,6 +120,11 @@ def serve(listener: socket.socket, events: Events, *, no_shutdown: bool) -> None
                 server.close()
 
 
+def check_qemu() -> None:
+    if shutil.which(PROGRAM) is None:
+        raise EmulatorFailed(f"{PROGRAM} is not installed (Debian package qemu-system-x86)")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit status 0 for an orderly end, 1 with a sentence on stderr, 2 for a bad command line."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -126,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         logging.basicConfig(
             filename=options.log_file, filemode="w", level=logging.INFO if options.v else logging.WARNING
         )
+        check_qemu()
         events = Events(open_events(options.event_monitor))
         events.emit("vmm", "starting")
         with api_listener(options.api_socket) as listener:

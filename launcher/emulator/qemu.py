@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from launcher.emulator.disks import blockdev
-from launcher.emulator.refusal import EmulatorFailed, Refused
+from launcher.emulator.refusal import Refused, os_words
 
 PROGRAM = "qemu-system-x86_64"
 START_SECONDS = 30.0  # until QMP answers
@@ -121,7 +121,8 @@ class Qemu:
                 )
             except OSError as error:
                 self._close()
-                raise EmulatorFailed(f"cannot run {PROGRAM}: {error.strerror} (Debian: qemu-system-x86)") from error
+                self.serial.close()
+                raise Refused("QEMU refused to start", os_words(error)) from error
         try:
             self._receive(START_SECONDS)  # the greeting
             self.execute("qmp_capabilities")

@@ -12,6 +12,7 @@ Debian packages: busybox-static, umoci (apt and dpkg are there).
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import shutil
@@ -61,6 +62,7 @@ class LabGuest:
     rootfs_tree: Path
 
 
+@functools.cache
 def lab_guest() -> LabGuest:
     """The guest of this machine's Debian, made on the first call (about 6 s) and taken from the cache afterwards."""
     package = newest_kernel(META_PACKAGE)
