@@ -150,11 +150,6 @@ def _release(netlink: Netlink, action: ReleaseNic) -> None:
     if find_link(netlink, action.released):
         return
     nic, stage = _get(netlink, action.name), find_link(netlink, names(action.name).stage)
-    if nic.alias == holder_mark(action.name):
-        raise NetworkFailed(
-            f"{action.released}, the pod's own interface, is gone",
-            hint="delete the pod: its network has to be made anew",
-        )
     if stage is None or stage.alias != stage_mark(action.name):
         raise NetworkFailed(f"{action.name} cannot be released: no complete copy of its addresses was made before")
     netlink.set_link_local(nic, on=False)

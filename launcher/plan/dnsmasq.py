@@ -63,9 +63,8 @@ def plan_dnsmasq(nic: PodNic, mtu: int, vm_name: str, facts: HostFacts, *, bridg
         helper=HelperSpec(
             f"dnsmasq-{bridge}",
             (facts.dnsmasq or "dnsmasq", "--keep-in-foreground", f"--conf-file={config}", "--log-facility=-"),
-            Confinement(
-                DNSMASQ_ID, DNSMASQ_ID, capabilities=("net_admin", "net_bind_service", "net_raw"), nofile=NOFILE
-            ),
+            # The port; and dnsmasq refuses to start without NET_ADMIN. NET_RAW would be for pings, which are off.
+            Confinement(DNSMASQ_ID, DNSMASQ_ID, capabilities=("net_admin", "net_bind_service"), nofile=NOFILE),
         ),
         actions=(
             MakeFolder(folder, 0o711, 0, 0, "dnsmasq's configuration"),
@@ -164,7 +163,7 @@ def render(lease: Lease, bridge: str, lease_file: str) -> str:
         "dhcp-ignore=tag:!known",
         f"dhcp-host={lease.mac},{lease.address.ip},infinite",
         f"dhcp-option-force=option:mtu,{lease.mtu}",
-        f"dhcp-option-force=option:hostname,{lease.hostname}",
+        f"dhcp-option-force=12,{lease.hostname}",
         f"dhcp-option=option:router{f',{lease.router}' if lease.router else ''}",
         f"dhcp-option=option:dns-server{f',{servers}' if servers else ''}",
     ]

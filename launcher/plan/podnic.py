@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 POD_LINK = "eth0"  # how every CNI runtime names the interface on the pod network
 
+REMAKE = "delete the pod: its network has to be made anew"
 NAME_BYTES = 15  # IFNAMSIZ without its NUL
 IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x200
 RT_SCOPE_LINK = 253
@@ -90,6 +91,8 @@ def locate(facts: NetworkFacts, interface: str) -> tuple[Place, Link]:
     ours = names(interface)
     link = facts.link(interface)
     if link and link.alias == holder_mark(interface):
+        if facts.link(ours.released) is None:
+            raise NetworkFailed(f"{ours.released}, the pod's own interface, is gone", hint=REMAKE)
         return Place.HOLDER, link
     stage = facts.link(ours.stage)
     if stage and stage.alias == stage_mark(interface):
@@ -97,7 +100,7 @@ def locate(facts: NetworkFacts, interface: str) -> tuple[Place, Link]:
     if facts.link(ours.released):
         raise NetworkFailed(
             f"{interface} was handed over before ({ours.released} exists), but the copy of its addresses is gone",
-            hint="delete the pod: its network has to be made anew",
+            hint=REMAKE,
         )
     if link is None:
         raise NetworkFailed(f"the pod has no {interface}", hint="the pod needs a network: hostNetwork cannot be used")

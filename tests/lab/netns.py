@@ -132,6 +132,8 @@ RICH = Shape(
     ("addr add 10.16.0.1/16 dev pod",),
 )
 
+SHAPES = (FLANNEL, CALICO, CILIUM, AWS, PLAIN, DUAL, RICH)
+
 
 @dataclass(frozen=True, slots=True)
 class PodNetns:
@@ -155,15 +157,15 @@ class PodNetns:
 @contextlib.contextmanager
 def pod_netns(shape: Shape = FLANNEL) -> Iterator[PodNetns]:
     with netns("pod") as pod, netns("node") as node:
-        _batch(
+        ip_batch(
             node,
             f"link add pod address {NODE_MAC} mtu {shape.mtu} type veth "
             f"peer name eth0 netns {pod} address {MAC} mtu {shape.mtu}",
             "link set pod up",
         )
-        _batch(pod, "link set lo up", "link set eth0 up")
-        _batch(node, "link set lo up", *shape.node)
-        _batch(pod, *shape.pod)
+        ip_batch(pod, "link set lo up", "link set eth0 up")
+        ip_batch(node, "link set lo up", *shape.node)
+        ip_batch(pod, *shape.pod)
         yield PodNetns(pod, node, shape)
 
 
@@ -197,7 +199,8 @@ def _setns(fd: int) -> None:  # os.setns needs Python 3.12
         raise OSError(ctypes.get_errno(), "setns")
 
 
-def _batch(name: str, *commands: str) -> None:
+def ip_batch(name: str, *commands: str) -> None:
+    """Run ``ip`` commands in a netns; "-6 " in front chooses the family."""
     for family in ("", "-6 "):  # `ip -batch` takes the family for the whole batch
         chosen = [command.removeprefix("-6 ") for command in commands if command.startswith("-6 ") == bool(family)]
         if chosen:

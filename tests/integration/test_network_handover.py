@@ -1,0 +1,225 @@
+"""The hand-over on the shapes that CNIs leave behind, and what it refuses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from launcher.errors import NetworkFailed
+from launcher.host.confine import confined_argv
+from launcher.host.network import apply_network, restore_network
+from launcher.host.observe_network import observe_network
+from launcher.plan.types import Confinement, DropStage, EnsureTap, ReleaseNic
+from tests.lab.dhcp import Client
+from tests.lab.netns import FLANNEL, MAC, SHAPES, Shape, entered, ip_batch, netns, pod_netns
+from tests.lab.pod_network import hand_over, network_plan
+
+if TYPE_CHECKING:
+    from launcher.facts import NetworkFacts
+    from tests.lab.netns import PodNetns
+
+pytestmark = pytest.mark.root
+
+ARP = 0x0806
+VMM = Confinement(107, 107)
+# What a VMM does with its tap: TUNSETIFF with the flags in argv[2]. The device is stdin, for not every node lets any uid
+# open it; the kernel checks the tap's owner against the caller of the ioctl.
+OPEN_TAP = """
+import fcntl, struct, sys
+fcntl.ioctl(0, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), int(sys.argv[2])))
+"""
+ONE_QUEUE, MANY_QUEUES = 0x0002 | 0x1000 | 0x4000, 0x0002 | 0x1000 | 0x4000 | 0x0100
+
+
+def opens_tap(pod: PodNetns, flags: int, identity: Confinement = VMM) -> bool:
+    argv = confined_argv(["/usr/bin/python3", "-I", "-S", "-c", OPEN_TAP, "tap-eth0", str(flags)], identity)
+    with pod.entered(), Path("/dev/net/tun").open("r+b", buffering=0) as tun:
+        return subprocess.run(argv, stdin=tun, check=False, capture_output=True).returncode == 0
+
+
+def configuration(facts: NetworkFacts) -> object:
+    link = facts.link("eth0")
+    assert link
+    addresses = {
+        (one.local, one.prefix, one.peer, one.broadcast, one.label) for one in link.addresses if one.scope == 0
+    }
+    routes = {route for route in link.routes if route.destination != "fe80::/64"}
+    return link.mac, link.mtu, link.up, addresses, routes, set(link.neighbours)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_the_holder_equals_what_the_cni_made_and_restoring_gives_it_back(shape: Shape) -> None:
+    with pod_netns(shape) as pod, pod.entered():
+        before = configuration(observe_network())
+        hand_over()
+        assert configuration(observe_network()) == before
+        assert restore_network()
+        assert configuration(observe_network()) == before
+        assert not restore_network()  # nothing left to do
+
+
+def test_the_restored_pod_reaches_its_gateway() -> None:
+    with pod_netns(FLANNEL) as pod:
+        with pod.entered():
+            hand_over()
+            restore_network()
+        pod.pod("ping", "-c1", "-W2", FLANNEL.gateway)
+
+
+def test_a_guest_of_two_vcpus_gets_a_tap_of_two_queues_which_only_the_vmm_may_open() -> None:
+    with pod_netns() as pod:
+        with pod.entered():
+            plan = hand_over(vcpus=2)
+        assert plan.nets[0].num_queues == 4
+        assert opens_tap(pod, MANY_QUEUES)
+        assert not opens_tap(pod, ONE_QUEUE)
+        assert not opens_tap(pod, MANY_QUEUES, Confinement(108, 108))
+
+
+def test_a_tap_with_other_queues_or_of_another_owner_is_made_anew() -> None:
+    with pod_netns() as pod, pod.entered():
+        hand_over(vcpus=2)
+        first = observe_network().link("tap-eth0")
+        hand_over(vcpus=1)
+        second = observe_network().link("tap-eth0")
+        assert first
+        assert second
+        assert first.index != second.index
+        assert opens_tap(pod, ONE_QUEUE)
+        apply_network(EnsureTap("tap-eth0", "br-eth0", 1450, 4242, 1, ""))
+        assert opens_tap(pod, ONE_QUEUE, Confinement(4242, 4242))
+
+
+def test_a_tap_still_open_is_adopted() -> None:
+    with pod_netns() as pod, pod.entered():
+        hand_over()
+        before = observe_network()
+        tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tap-eth0", ONE_QUEUE))
+            hand_over()
+            assert observe_network() == before
+        finally:
+            os.close(tun)
+
+
+def test_the_pod_does_not_answer_arp_for_the_guests_address() -> None:
+    with pod_netns() as pod:
+        with pod.entered():
+            hand_over()
+        assert not answers_arp(pod.node_name, FLANNEL.address)
+        assert answers_arp(pod.node_name, "169.254.200.1")  # the bridge's own: the question did arrive
+        pod.pod("sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/br-eth0/arp_ignore")
+        assert answers_arp(pod.node_name, FLANNEL.address)  # so it was arp_ignore that kept it silent
+
+
+def answers_arp(node: str, address: str) -> bool:
+    mine = "02:00:00:00:00:99"
+    ethernet = b"\xff" * 6 + bytes.fromhex(mine.replace(":", "")) + ARP.to_bytes(2, "big")
+    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + ethernet[6:12] + socket.inet_aton(FLANNEL.gateway)
+    with Client(node, "pod", mine) as client:
+        client.silence(0.3)
+        client.send(ethernet + request + bytes(6) + socket.inet_aton(address))
+        try:
+            while True:
+                frame = client.wait_for(ARP)
+                if frame[20:22] == b"\x00\x02" and frame[28:32] == socket.inet_aton(address):
+                    return True
+        except TimeoutError:
+            return False
+
+
+def test_the_bridge_does_not_learn_the_guests_mac_from_the_wire() -> None:
+    with pod_netns() as pod:
+        with pod.entered():
+            hand_over()
+        with Client(pod.node_name, "pod", MAC) as client:
+            client.send(b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) + ARP.to_bytes(2, "big") + bytes(28))
+        answers_arp(pod.node_name, "169.254.200.1")  # the frame before it has passed when this one is answered
+        learned = [entry["mac"] for entry in json.loads(pod.pod("bridge", "-j", "fdb", "show", "br", "br-eth0"))]
+        assert MAC not in learned
+
+
+def test_a_pod_without_eth0_is_refused() -> None:
+    with netns("bare") as bare:
+        ip_batch(bare, "link add eth1 type bridge")
+        with entered(bare), pytest.raises(NetworkFailed, match="the pod has no eth0"):
+            hand_over()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("route add 10.9.0.0/16 nexthop via 10.244.1.1 nexthop via 10.244.1.2", "RTA_MULTIPATH"),
+        ("route add 10.9.0.0/16 via inet6 fe80::1 dev eth0", "RTA_VIA"),
+        ("route add 10.9.0.0/16 via 10.244.1.1 realms 7", "RTA_FLOW"),
+        ("route add 10.9.0.0/16 via 10.244.1.1 table 999999999", "table 999999999"),
+        ("link set eth0 master other", "a port of other"),
+    ],
+)
+def test_what_cannot_be_copied_is_refused_before_the_first_change(change: str, words: str) -> None:
+    with pod_netns() as pod, pod.entered():
+        ip_batch(pod.pod_name, "link add other type bridge", change)
+        before = observe_network()
+        with pytest.raises(NetworkFailed, match=words):
+            hand_over()
+        assert observe_network() == before
+
+
+def test_a_macvlan_cannot_be_handed_over() -> None:
+    with pod_netns() as pod, pod.entered():
+        ip_batch(pod.pod_name, "link set eth0 name base", "link add eth0 link base type macvlan mode bridge")
+        with pytest.raises(NetworkFailed, match="a macvlan receives no frames"):
+            hand_over()
+
+
+def test_a_link_in_the_way_is_left_alone() -> None:
+    with pod_netns() as pod, pod.entered():
+        ip_batch(pod.pod_name, "link add br-eth0 type veth peer name other")
+        before = observe_network()
+        with pytest.raises(NetworkFailed, match="br-eth0 is a veth, not our bridge"):
+            hand_over()
+        assert observe_network() == before
+
+
+def test_the_interface_is_never_released_without_a_complete_copy() -> None:
+    with pod_netns() as pod, pod.entered():
+        before = observe_network()
+        release = next(one for one in network_plan(before).actions if isinstance(one, ReleaseNic))
+        with pytest.raises(NetworkFailed, match="no complete copy"):
+            apply_network(release)
+        assert observe_network() == before
+
+
+def test_a_lost_configuration_is_told_not_guessed() -> None:
+    with pod_netns() as pod, pod.entered():
+        hand_over()
+        ip_batch(pod.pod_name, "link del eth0")
+        for work in (hand_over, restore_network):
+            with pytest.raises(NetworkFailed, match="the copy of its addresses is gone"):
+                work()
+
+
+def test_a_vanished_interface_is_told_and_the_holder_stays() -> None:
+    with pod_netns() as pod, pod.entered():
+        hand_over()
+        ip_batch(pod.node_name, "link del pod")  # its peer, eth0-nic, goes with it
+        before = observe_network()
+        with pytest.raises(NetworkFailed, match="eth0-nic, the pod's own interface, is gone"):
+            hand_over()
+        with pytest.raises(NetworkFailed, match="eth0-nic, the pod's own interface, is gone"):
+            restore_network()
+        assert observe_network() == before
+
+
+def test_deleting_a_stage_that_is_not_there_is_fine() -> None:
+    with pod_netns() as pod, pod.entered():
+        apply_network(DropStage("stage-eth0", ""))
