@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 
 from launcher.errors import VmmFailed
 from launcher.vmm import api
-from launcher.vmm.argv import parse_version
+from launcher.vmm.argv import parse_version, vmm_argv
 from launcher.vmm.events import EventStream
 from launcher.vmm.nonblocking import PendingCall
 from launcher.vmm.transport import SocketTransport
@@ -166,3 +167,41 @@ def test_52_one_request_at_a_time(start: Start) -> None:
         with pytest.raises(VmmFailed, match=r"did not answer vmm\.ping within 0\.2 s"):
             SocketTransport(vmm.socket).call(api.Call("GET", "/api/v1/vmm.ping", deadline_s=0.2))
         assert boot.advance(0) is None
+
+
+def test_the_launchers_command_line_starts_it(command: list[str], tmp_path: Path) -> None:
+    """The API on an inherited socket, the events through a pipe, and a power-off by signal."""
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener, os.fdopen(reader, "rb") as pipe:
+        listener.bind(str(tmp_path / "ch.sock"))
+        listener.listen()
+        argv = vmm_argv("vmm", api_fd=listener.fileno(), event_fd=writer, version=(53, 0, 0))
+        process = subprocess.Popen(
+            [*command, *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(), writer),
+        )
+        os.close(writer)
+        try:
+            transport = SocketTransport(tmp_path / "ch.sock")
+            assert transport.call(api.create({})).status == 204
+            assert transport.call(api.delete()).status == 204
+            assert transport.call(api.vmm_shutdown()).status == 200
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+        events = EventStream().feed(pipe.read())
+    names = [f"{event.source} {event.event}" for event in events]
+    expected = ["vmm starting", "vm deleted", "vmm shutdown"]
+    assert names == expected[: len(names)]  # the last may be lost
+    assert names
+
+
+def test_a_vmm_that_is_gone_refuses_connections(start: Start) -> None:
+    vmm = start()
+    vmm.call(api.ping())
+    vmm.close()
+    with pytest.raises(VmmFailed, match=r"nobody listens at .*container restarted"):
+        vmm.call(api.ping())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FS_PATIENCE = 60.0  # seconds the real one waits for a vhost-user socket, the API blocked meanwhile
 DEVICE_LISTS = ("disks", "net", "generic_vhost_user", "fs", "pmem", "devices", "user_devices", "vdpa")
+NOT_IMITATED = ("generic_vhost_user", "pmem", "devices", "user_devices", "vdpa", "tpm", "rtc", "numa")
 UNSET = (1 << 64) - 1
 
 
@@ -36,6 +37,7 @@ class Vm:
         self.taps: dict[str, Taps] = {}
         self.sockets: list[tuple[socket.socket, str]] = []
         self.resizing = False
+        self.generated = 0  # ids made up so far, counted over all kinds of device
 
     def release(self) -> None:
         for disk in self.disks.values():
@@ -186,6 +188,9 @@ class Machine:
     def build(self, vm: Vm) -> None:
         """Make the devices. A list is taken out of the config first, and lost when one of its devices fails."""
         config = self.created()
+        for key in NOT_IMITATED:
+            if config.get(key):
+                raise device_error(f"the fake VMM does not imitate {key}")
         if config["console"]["mode"] != "Off":
             vm.tree.add("__console")
         for key, plug in (("disks", self.plug_disk), ("net", self.plug_net)):
@@ -205,8 +210,8 @@ class Machine:
 
     def named(self, vm: Vm, config: dict[str, Any], kind: str) -> str:
         if not config.get("id"):
-            taken = [name for name in vm.tree.virtio() if not name.startswith("__")]
-            config["id"] = f"_{kind}{len(taken)}"
+            config["id"] = f"_{kind}{vm.generated}"
+            vm.generated += 1
         return str(config["id"])
 
     def plug_disk(self, vm: Vm, config: dict[str, Any]) -> str:
