@@ -91,7 +91,7 @@ class ImageFacts:
     name: str
     form: str = ""
     digest: str | None = None
-    kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"; one that cannot boot here is a problem
+    kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"; a wrong one is a problem
     initramfs: bool = False
     problem: str | None = None
     hint: str | None = None

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from launcher.errors import ImageInvalid
+from launcher.errors import LauncherError
 from launcher.facts import DiskFacts, ImageFacts
 from launcher.image.kernel import INITRAMFS_PATH, find_kernel
 from launcher.image.source import open_image
@@ -63,5 +63,5 @@ def _observe_image(path: Path, arch: str, look: Callable[[Image], ImageFacts]) -
     try:
         with open_image(path, arch=arch) as image:
             return look(image)
-    except ImageInvalid as error:
+    except LauncherError as error:
         return ImageFacts(path.name, problem=error.message, hint=error.hint)

@@ -35,7 +35,6 @@ CAPABILITIES = {
     "kill": "the VMM, of another uid, is stopped",
     "net_admin": "links, addresses, routes and taps are made",
     "net_bind_service": "dnsmasq answers on the DHCP port",
-    "net_raw": "dnsmasq answers guests that have no address yet",
     "setgid": "the VMM runs with a gid of its own",
     "setpcap": "the VMM runs with no capability in its bounding set",
     "setuid": "the VMM runs with a uid of its own",
