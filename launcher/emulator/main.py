@@ -121,6 +121,7 @@ def serve(listener: socket.socket, events: Events, *, no_shutdown: bool) -> None
 
 
 def check_qemu() -> None:
+    """Raise EmulatorFailed when there is no QEMU, before anybody relies on us."""
     if shutil.which(PROGRAM) is None:
         raise EmulatorFailed(f"{PROGRAM} is not installed (Debian package qemu-system-x86)")
 

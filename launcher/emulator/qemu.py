@@ -59,7 +59,8 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
     if config["console"]["mode"] == "Null":
         argv += ["-chardev", "null,id=console"]
         device("__console", {"driver": "virtio-serial-pci", "id": "console-bus", "disable-legacy": "on"})
-        argv += ["-device", "virtconsole,bus=console-bus.0,chardev=console"]
+        # As JSON like the others: QEMU makes devices of the older syntax first, before their bus is there.
+        argv += ["-device", json.dumps({"driver": "virtconsole", "bus": "console-bus.0", "chardev": "console"})]
     for index, disk in enumerate(config.get("disks", ())):
         node = f"disk{index}"
         argv += ["-blockdev", json.dumps(blockdev(node, disk))]

@@ -156,11 +156,6 @@ class Vm:
 
     # -- the guest
 
-    @property
-    def running(self) -> bool:
-        """Whether there is a guest, running or paused."""
-        return self._qemu is not None
-
     def take_guest_events(self) -> bool:
         """Act on what QEMU has reported; True when the guest has powered itself off (the VM is shut down then).
 

@@ -143,6 +143,27 @@ def _live(vmm: Emulator, folder: Path, netns: str) -> None:
     assert vmm.events(5) == ["vm booting", "vm booted", "vm shutdown", "vm deleted", "vmm shutdown"]
 
 
+def more_devices(folder: Path) -> dict[str, object]:
+    """What the other guests do without: two vCPUs, a qcow2 root, a read-only seed, a null console."""
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", folder / "root.ext4", folder / "root.qcow2"], check=True)
+    (folder / "seed").mkdir()
+    (folder / "seed/meta-data").write_text("instance-id: iid-7\n")
+    seed = ["xorrisofs", "-quiet", "-r", "-V", "cidata", "-o", str(folder / "seed.iso"), str(folder / "seed")]
+    subprocess.run(seed, check=True, stderr=subprocess.DEVNULL)
+    return {
+        "cpus": {
+            "boot_vcpus": 2,
+            "max_vcpus": 2,
+            "topology": {"threads_per_core": 1, "cores_per_die": 2, "dies_per_package": 1, "packages": 1},
+        },
+        "disks": [
+            {"id": "root", "path": str(folder / "root.qcow2"), "image_type": "Qcow2"},
+            {"id": "seed", "path": str(folder / "seed.iso"), "image_type": "Raw", "readonly": True},
+        ],
+        "console": {"mode": "Null"},
+    }
+
+
 def test_a_guest_that_powers_off_ends_the_process_and_gets_tap_descriptors_passed(folder: Path) -> None:
     """Without --no-shutdown; the guest sees its NIC although nobody named a tap."""
     (tap,) = open_taps({"num_queues": 2, "tap": f"em{secrets.token_hex(4)}"})
@@ -150,7 +171,7 @@ def test_a_guest_that_powers_off_ends_the_process_and_gets_tap_descriptors_passe
         with emulator(folder) as vmm:
             log = folder / "console.log"
             serial = {"mode": "File", "file": str(log)}
-            vmm.put("vm.create", vm_config(folder, "launcher.test=poweroff", serial=serial))
+            vmm.put("vm.create", vm_config(folder, "launcher.test=poweroff", serial=serial, **more_devices(folder)))
             refused = vmm.call("PUT", "vm.add-net", {"id": "pod", "num_queues": 4}, [tap])
             assert refused[1][-1] == "Number of queues (4) to virtio_net does not match the number of FDs (2)"
             vmm.put("vm.add-net", {"id": "pod", "mac": MAC}, [tap])
@@ -159,6 +180,7 @@ def test_a_guest_that_powers_off_ends_the_process_and_gets_tap_descriptors_passe
             expected = ["vmm starting", "vm booting", "vm booted", "vm shutdown", "vm deleted", "vmm shutdown"]
             assert vmm.events(6) == expected
             assert "nics=1" in log.read_text()
+            assert "GUEST-SEED /dev/vdb iid-7" in log.read_text()
             assert "GUEST-POWEROFF" in log.read_text()
     finally:
         os.close(tap)
