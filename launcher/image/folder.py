@@ -49,7 +49,11 @@ class Folder:
 
     @property
     def root(self) -> FolderDirectory:
-        return FolderDirectory(self, "", self._describe(self._fd, ".", ""))
+        """The image's root. Raises ImageInvalid when it cannot be read."""
+        try:
+            return FolderDirectory(self, "", self._describe(self._fd, ".", ""))
+        except OSError as error:
+            raise self.failed("", error) from error
 
     def open_directory(self, path: str) -> int:
         """A new O_PATH descriptor of a directory, no symlink followed. Raises OSError."""
