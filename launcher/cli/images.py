@@ -25,15 +25,16 @@ def image() -> None:
 @_out
 def kernel(image: Path, out: Path) -> None:
     """Extract /vmlinux (and /initramfs, when there is one) into the folder OUT."""
-    from launcher.image.kernel import extract_kernel
+    from launcher.image.kernel import INITRAMFS_PATH, extract_kernel
     from launcher.image.source import open_image
 
-    out.mkdir(parents=True, exist_ok=True)
-    with open_image(image, arch=platform.machine()) as opened:
-        files = extract_kernel(opened, out, arch=platform.machine())
-    click.echo(f"{files.kernel}: {files.kind.value}")
-    if files.initramfs is not None:
-        click.echo(str(files.initramfs))
+    arch = platform.machine()
+    with open_image(image, arch=arch) as opened:
+        initramfs = out / "initramfs" if opened.find_file(INITRAMFS_PATH) else None
+    kind = extract_kernel(image, out / "vmlinux", initramfs, arch=arch)
+    click.echo(f"{out / 'vmlinux'}: {kind.value}")
+    if initramfs is not None:
+        click.echo(str(initramfs))
 
 
 @image.command()
@@ -51,8 +52,10 @@ def rootfs(image: Path, out: Path, size: str) -> None:
     except ValueError as error:
         raise UsageError(f"--size: {error}", hint="a Kubernetes quantity, as in 4Gi") from None
     action = BuildRootDisk(out.stem, image, out.absolute(), wanted, "asked for by hand")
-    build_root_disk(action, arch=platform.machine())
-    click.echo(str(out))
+    disk = build_root_disk(action, arch=platform.machine())
+    for lost in disk.lost:
+        click.echo(f"warning: {lost}", err=True)
+    click.echo(f"{out}: {disk.size} bytes, {'built' if disk.built else 'was there already'}")
 
 
 @image.command()
@@ -60,19 +63,19 @@ def rootfs(image: Path, out: Path, size: str) -> None:
 @options.output
 def inspect(image: Path, output: str) -> None:
     """Show an image's form, digest, layers, and what of use is in it."""
-    from launcher.image.kernel import inspect_kernel
+    from launcher.image.kernel import INITRAMFS_PATH, KERNEL_PATH, inspect_kernel
     from launcher.image.source import open_image
 
     arch = platform.machine()
     with open_image(image, arch=arch) as opened:
-        found = opened.find_file("/vmlinux")
-        kind = inspect_kernel(found.read_at, found.size, arch, f"{opened.what}: /vmlinux").value if found else None
+        found = opened.find_file(KERNEL_PATH)
+        kind = inspect_kernel(found.read_at, found.size, arch, f"{opened.what}: {KERNEL_PATH}").value if found else None
         seen = {
             "form": opened.form.value,
             "digest": opened.digest,
             "layers": [layer.blob.what for layer in opened.layers],
             "kernel": kind,
-            "initramfs": "yes" if opened.find_file("/initramfs") else None,
+            "initramfs": "yes" if opened.find_file(INITRAMFS_PATH) else None,
             "rootfs": "/rootfs" if opened.tree() is not opened.root else "/",
         }
     if output == "json":

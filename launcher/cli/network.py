@@ -26,7 +26,5 @@ def restore(run_dir: Path) -> None:
     from launcher.supervise.lock import hold_lock
 
     with hold_lock(Paths(run_dir=run_dir.absolute())):
-        restored = restore_network()
-    click.echo(
-        f"restored {', '.join(restored)}" if restored else "nothing to restore: the network is as the CNI made it"
-    )
+        changed = restore_network()
+    click.echo("the pod's network is as the CNI made it" + ("" if changed else ", and was before"))

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class _Hold(click.ParamType):
+class _Hold(click.ParamType["float | str"]):
     """Seconds, or ``forever`` as None."""
 
     name = "SECONDS|forever"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if isinstance(value, float) or value == "forever":
-            return value
+        if value == "forever":
+            return "forever"
         try:
             seconds = float(value)
         except ValueError:
