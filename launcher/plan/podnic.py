@@ -207,7 +207,7 @@ def _problems(link: Link, routes: tuple[Route, ...]) -> Iterator[str]:
     if not link.mac:
         yield "it is not an Ethernet interface"
     if link.kind in {"macvlan", "ipvlan"}:
-        yield f"a {link.kind} receives no frames for a MAC other than its own, so it cannot be a bridge's port"
+        yield f"{link.kind} links receive no frames for a MAC other than their own, so they cannot be ports of a bridge"
     if link.master:
         yield f"it is a port of {link.master} already"
     for route in routes:

@@ -177,7 +177,7 @@ def test_what_cannot_be_copied_is_refused_before_the_first_change(change: str, w
 def test_a_macvlan_cannot_be_handed_over() -> None:
     with pod_netns() as pod, pod.entered():
         ip_batch(pod.pod_name, "link set eth0 name base", "link add eth0 link base type macvlan mode bridge")
-        with pytest.raises(NetworkFailed, match="a macvlan receives no frames"):
+        with pytest.raises(NetworkFailed, match="macvlan links receive no frames"):
             hand_over()
 
 
