@@ -2,7 +2,7 @@
 
 ``KvmMachine().run(...)`` boots it, runs one job there and powers it off. The job sees the host's file system, read-only
 over 9p under a tmpfs that takes its writes, so the checkout, its Python and the installed programs are where they are on
-the host; it sees a /dev/kvm and a /dev/vhost-net that work, a kernel with all of Debian's network modules (loaded on
+the host; it sees a /dev/kvm and a /dev/vhost-net that work, Debian's network modules and file systems (loaded on
 demand), and of the network nothing but ``lo``. What it writes to the folder for results is the host's.
 
 A job starts about 3 s after the machine; a bare Python takes 0.5 s there, a guest that boots with ``quiet`` 5 to 7 s (a
@@ -31,46 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from tests.lab.bzimage import extract_vmlinux
-from tests.lab.debian import (
-    BUSYBOX,
-    CHAR_DEVICE,
-    CPIO_END,
-    DIRECTORY,
-    FILE,
-    PROGRAM,
-    KernelPackage,
-    LabError,
-    cached,
-    cpio,
-    digest,
-    in_load_order,
-    locked_cache,
-    modules_of,
-    newest_kernel,
-    package_tree,
-    run,
-)
+from tests.lab.debian import CPIO_END, DIRECTORY, FILE, LabError, cpio
 from tests.lab.guest import lab_guest
+from tests.lab.kvm_machine_parts import machine_parts
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-FILES = Path(__file__).with_name("kvm_machine_files")
-CODE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("bzimage.py", "debian.py")))
-META_PACKAGE = "linux-image-amd64"  # the cloud flavour has no 9p
-
-# Loaded before the job starts; whatever else it needs, the kernel asks modprobe for.
-MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "kvm_amd", "tun", "vhost_net", "loop")
-# What the job's modprobe finds, by place below the package's kernel/; with all they depend on.
-ON_DEMAND = (
-    *("arch/x86/kvm", "crypto", "lib", "drivers/vhost", "drivers/virtio", "drivers/block/loop.ko"),
-    *("fs/ext4", "fs/fuse", "fs/isofs", "fs/fat", "fs/nls"),
-    *("net/802", "net/8021q", "net/bridge", "net/core", "net/ipv4", "net/ipv6", "net/netfilter", "net/packet"),
-    *("net/sched", "net/vmw_vsock"),
-    *(f"drivers/net/{name}.ko" for name in ("dummy", "ifb", "macvlan", "macvtap", "tap", "tun", "veth", "vrf")),
-    *("drivers/net/ipvlan", "drivers/net/vxlan"),
-)
+JOB_INIT = Path(__file__).with_name("kvm_machine_files") / "job-init"
 
 QEMU = "qemu-system-x86_64"
 # With one vCPU: with two, guests were seen to hang. With AVX (EPYC has it): without, the guest's init dies of SIGSEGV.
@@ -97,13 +65,7 @@ class KvmMachine:
     """A machine that is made anew for each job; what it is made of is downloaded once and cached."""
 
     def __init__(self) -> None:
-        package = newest_kernel(META_PACKAGE)
-        self._release = package.release
-        with locked_cache() as root:
-            recipe = digest(*CODE, BUSYBOX, *sorted(FILES.iterdir()))
-            self._parts = cached(
-                root / f"kvm-machine_{package.version}_{recipe}", lambda out: _make_parts(package, out)
-            )
+        self._parts = machine_parts()
 
     def run(
         self,
@@ -126,9 +88,9 @@ class KvmMachine:
         variables = [f"{name}={value}" for name, value in env.items()]
         command = shlex.join(["/usr/bin/env", "-i", *variables, *map(str, argv)])
         job = {
-            "init": (FILES / "job-init").read_text(),
+            "init": JOB_INIT.read_text(),
             "run": f"cd {shlex.quote(str(cwd))} || exit\n{command}\nexit $?\n",
-            "modules": str(self._parts / "lib/modules" / self._release),
+            "modules": str(self._parts.modules),
             "results": str(results),
         }
         with tempfile.TemporaryDirectory(prefix="kvm-machine-") as scratch:
@@ -136,7 +98,7 @@ class KvmMachine:
                 Path(scratch, name) for name in ("initramfs", "status", "console", "errors")
             )
             initramfs.write_bytes(
-                (self._parts / "initramfs").read_bytes()
+                self._parts.initramfs.read_bytes()
                 + cpio("job", DIRECTORY)
                 + b"".join(cpio(f"job/{name}", FILE, text.encode()) for name, text in job.items())
                 + CPIO_END
@@ -144,7 +106,7 @@ class KvmMachine:
             qemu = [
                 *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *MACHINE),
                 *("-m", str(memory_mib), "-serial", f"file:{console}"),
-                *("-kernel", str(self._parts / "vmlinux"), "-initrd", str(initramfs), "-append", KERNEL_OPTIONS),
+                *("-kernel", str(self._parts.vmlinux), "-initrd", str(initramfs), "-append", KERNEL_OPTIONS),
                 *_share("host", Path("/"), ",readonly=on"),
                 *_share("results", results, ""),
                 *("-device", "virtio-serial-pci"),
@@ -165,38 +127,6 @@ class KvmMachine:
         if seconds >= timeout:
             raise JobTimeout(f"the job did not end within {timeout:g} s; the last it said: {said[-TAIL:]}")
         raise LabError(f"the KVM machine ended without the job's exit status; the last it said: {said[-TAIL:]}")
-
-
-def _make_parts(package: KernelPackage, out: Path) -> None:
-    """Write vmlinux, initramfs and lib/modules/RELEASE."""
-    with package_tree(package) as tree:
-        source = tree / "lib/modules" / package.release
-        (out / "vmlinux").write_bytes(extract_vmlinux((tree / "boot" / f"vmlinuz-{package.release}").read_bytes()))
-        known = modules_of(source / "kernel")
-        (out / "initramfs").write_bytes(_initramfs(in_load_order(MODULES, known)))
-        target = out / "lib/modules" / package.release
-        target.mkdir(parents=True)
-        wanted = [
-            name
-            for name, path in known.items()
-            if any(path.relative_to(source / "kernel").is_relative_to(place) for place in ON_DEMAND)
-        ]
-        for name, code in in_load_order(wanted, known).items():
-            (target / f"{name}.ko").write_bytes(code)
-        for index in ("modules.builtin", "modules.order"):
-            shutil.copyfile(source / index, target / index)
-    run("depmod", "-b", out, package.release)
-
-
-def _initramfs(modules: Mapping[str, bytes]) -> bytes:
-    folders = ("bin", "dev", "proc", "sys", "host", "writes", "root", "modules")
-    archive = b"".join(cpio(name, DIRECTORY) for name in folders)
-    archive += cpio("dev/console", CHAR_DEVICE, device=(5, 1))  # the kernel opens it for PID 1 before devtmpfs is there
-    archive += cpio("bin/busybox", PROGRAM, BUSYBOX.read_bytes())
-    archive += cpio("init", PROGRAM, (FILES / "init").read_bytes())
-    for number, (name, code) in enumerate(modules.items()):
-        archive += cpio(f"modules/{number:02d}-{name}.ko", FILE, code)
-    return archive + CPIO_END
 
 
 def _share(tag: str, folder: Path, options: str) -> tuple[str, ...]:
