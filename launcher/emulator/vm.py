@@ -235,7 +235,7 @@ class Vm:
         if self._serial is not None:
             self._serial.close(unlink=True)
             self._serial = None
-        self._state = "Created"
+        self._state, self._tree = "Created", {}
 
     def _release(self) -> None:
         if self._qemu is not None:
