@@ -85,11 +85,9 @@ def timeline(run_dir: Path, output: str) -> None:
         return
     click.echo(f"started at {seen['startedAt']}")
     points = seen["points"]
-    width = max((len(point["name"]) for point in points), default=0)
     for before, point in zip([None, *points], points, strict=False):
         since = point["ms"] - (before["ms"] if before else 0)
-        took = f"   took {point['tookMs']} ms" if "tookMs" in point else ""
-        click.echo(f"{point['ms']:8d} ms  +{since:<6d} {point['name']:{width}}{took}")
+        click.echo(f"{point['ms']:8d} ms {'+' + str(since):>8}  {point['name']}")
 
 
 @click.command()

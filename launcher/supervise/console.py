@@ -8,6 +8,7 @@ message) can lose bytes but never wait.
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import stat
@@ -26,6 +27,7 @@ LOG_LIMIT = 4 << 20  # bytes of console.log before it becomes console.log.1
 TAIL = 16 << 10  # bytes kept in memory
 BACKLOG = 1 << 20  # bytes that wait for a slow stdout before the oldest are dropped
 RETRY = 0.02  # seconds between attempts to reconnect while the VMM re-creates the socket at a reboot
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ANSI control sequences
 _CHUNK = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
 
 
@@ -126,7 +128,7 @@ class Console:
 
     def last_lines(self, count: int) -> list[str]:
         """The newest lines, oldest first, without control characters."""
-        text = self._tail.decode(errors="replace")
+        text = _ESCAPES.sub("", self._tail.decode(errors="replace"))
         lines = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines()]
         return [line for line in lines if line][-count:]
 

@@ -11,10 +11,13 @@ nobody can hold the supervisor up; answers are written as the client takes them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.supervise.loop import READ, WRITE
@@ -30,6 +33,7 @@ CLIENTS = 16
 REQUEST_WITHIN = 5.0  # seconds
 BODY_LIMIT = 16 << 10  # bytes
 UNREAD_LIMIT = 1 << 20  # bytes that may wait for a follower before it is dropped
+LINGER = 1.0  # seconds that the end waits for the clients that asked for it
 POWER_TIMEOUT = 60.0  # seconds, unless the request says otherwise
 
 
@@ -59,6 +63,7 @@ class ControlServer:
         self._path = path
         self._services = services
         self._clients: dict[int, _Client] = {}
+        self._lingering: list[int] = []  # pidfds
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._listener.bind(os.fspath(path))
@@ -70,6 +75,7 @@ class ControlServer:
         """Answer a power request, if its client still waits."""
         client = self._clients.get(request)
         if client is not None:
+            self._linger_for(client)
             body = {"error": error} if error else {"done": True}
             self._finish(client, encode_response(409 if error else 200, _json(body)))
 
@@ -94,6 +100,19 @@ class ControlServer:
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         self._path.unlink(missing_ok=True)
+        deadline = time.monotonic() + LINGER
+        for pidfd in self._lingering:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            os.close(pidfd)
+
+    def _linger_for(self, client: _Client) -> None:
+        """When PID 1 ends, the kernel kills whatever was exec'ed into the container: let who asked for our end hear of it."""
+        pid = _peer(client.connection)[0]
+        if os.getpid() == 1 and pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                self._lingering.append(os.pidfd_open(pid))
 
     def _accept(self) -> None:
         try:
@@ -102,7 +121,7 @@ class ControlServer:
             return
         connection.setblocking(False)
         client = _Client(connection)
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, uid = _peer(connection)
         fd = connection.fileno()
         self._clients[fd] = client
         if uid not in {0, os.geteuid()}:
@@ -196,6 +215,12 @@ class ControlServer:
             self._loop.disarm(f"client {fd}")
             self._clients.pop(fd, None)
             client.connection.close()
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The pid (0 when it is in another PID namespace) and the uid of who connected."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def _json(value: object) -> bytes:

@@ -282,6 +282,21 @@ def test_a_bad_file_is_told(tmp_path: Path, content: bytes, sentence: str) -> No
     assert str(path) in str(caught.value)
 
 
+def test_a_layer_without_its_last_padding_is_whole_when_its_digest_says_so(tmp_path: Path) -> None:
+    """umoci's insert leaves out the padding of the last entry and the end of the archive."""
+    content = b"k" * 1000
+    unpadded = tar(item("vmlinux", content))[: 512 + len(content)]
+    path = layout(tmp_path / "i", unpadded)
+
+    with open_image(path, arch="amd64") as image:
+        found = image.find_file("/vmlinux")
+        assert found is not None
+        assert b"".join(found.chunks()) == content
+
+    with pytest.raises(ImageInvalid, match="the tar is cut off after entry 'vmlinux'"):
+        open_image(as_file(tmp_path / "bare", unpadded), arch="amd64").find_file("/vmlinux")
+
+
 def test_a_missing_image_is_told(tmp_path: Path) -> None:
     with pytest.raises(ImageInvalid, match=r"image .*/no: cannot be opened: No such file or directory"):
         open_image(tmp_path / "no", arch="amd64")
