@@ -16,6 +16,7 @@ from pyroute2.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     NLM_F_REQUEST,
@@ -56,6 +57,7 @@ IFF_UP = 1
 NUD_PERMANENT = 0x80
 IFF_TAP = 2
 RTNH_F_ONLINK = 4
+DUMP_ATTEMPTS = 20
 RT_TABLE_COMPAT = 252  # what rtm_table says when the number is in RTA_TABLE
 
 # Nested attributes of IFLA_AF_SPEC (linux/if_link.h) and the knob's number (linux/ip.h).
@@ -295,13 +297,19 @@ class Netlink:
             _fail(what, error.errno or 0, str(error.strerror), error)
 
     def _dump(self, message: Message, kind: int, what: str) -> list[Message]:
-        try:
-            answers = self._exchange(message, kind, NLM_F_REQUEST | NLM_F_DUMP)
-        except NetlinkError as error:
-            _fail(f"list the {what}", error.code, error.args[1], error)
-        except OSError as error:
-            _fail(f"list the {what}", error.errno or 0, str(error.strerror), error)
-        return [answer for answer in answers if answer["header"]["type"] == kind - 2]  # RTM_NEWx is RTM_GETx - 2
+        """All answers of a list, asked for again when something changed meanwhile: it might lack an entry."""
+        for _ in range(DUMP_ATTEMPTS):
+            try:
+                answers = self._exchange(message, kind, NLM_F_REQUEST | NLM_F_DUMP)
+            except NetlinkError as error:
+                _fail(f"list the {what}", error.code, error.args[1], error)
+            except OSError as error:
+                _fail(f"list the {what}", error.errno or 0, str(error.strerror), error)
+            if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
+                return [
+                    answer for answer in answers if answer["header"]["type"] == kind - 2
+                ]  # RTM_NEWx is RTM_GETx - 2
+        raise NetworkFailed(f"the {what} of the pod keep changing", hint="something else configures the pod's network")
 
     def _exchange(self, message: Message, kind: int, flags: int) -> list[Message]:
         message["header"]["type"] = kind

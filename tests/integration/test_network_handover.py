@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
-import socket
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher.errors import NetworkFailed
+from launcher.errors import HostUnfit, NetworkFailed
 from launcher.host.confine import confined_argv
+from launcher.host.netlink import Message, Netlink
 from launcher.host.network import apply_network, restore_network
-from launcher.host.observe_network import observe_network
 from launcher.plan.types import Confinement, DropStage, EnsureTap, ReleaseNic
 from tests.lab.dhcp import Client
 from tests.lab.netns import FLANNEL, MAC, SHAPES, Shape, entered, ip_batch, netns, pod_netns
-from tests.lab.pod_network import hand_over, network_plan
+from tests.lab.pod_network import HOLDER_KINDS, hand_over, need_kind, network_plan, observed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from launcher.facts import NetworkFacts
     from tests.lab.netns import PodNetns
 
 pytestmark = pytest.mark.root
 
-ARP = 0x0806
+BRIDGE = "169.254.200.1"
 VMM = Confinement(107, 107)
 # What a VMM does with its tap: TUNSETIFF with the flags in argv[2]. The device is stdin, for not every node lets any uid
 # open it; the kernel checks the tap's owner against the caller of the ioctl.
@@ -51,18 +54,19 @@ def configuration(facts: NetworkFacts) -> object:
     addresses = {
         (one.local, one.prefix, one.peer, one.broadcast, one.label) for one in link.addresses if one.scope == 0
     }
-    routes = {route for route in link.routes if route.destination != "fe80::/64"}
-    return link.mac, link.mtu, link.up, addresses, routes, set(link.neighbours)
+    return link.mac, link.mtu, link.up, addresses, set(link.routes), set(link.neighbours)
 
 
+@pytest.mark.parametrize("kind", HOLDER_KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_the_holder_equals_what_the_cni_made_and_restoring_gives_it_back(shape: Shape) -> None:
+def test_the_holder_equals_what_the_cni_made_and_restoring_gives_it_back(shape: Shape, kind: str) -> None:
+    need_kind(kind)
     with pod_netns(shape) as pod, pod.entered():
-        before = configuration(observe_network())
-        hand_over()
-        assert configuration(observe_network()) == before
+        before = configuration(observed())
+        hand_over(kind=kind)
+        assert configuration(observed()) == before
         assert restore_network()
-        assert configuration(observe_network()) == before
+        assert configuration(observed()) == before
         assert not restore_network()  # nothing left to do
 
 
@@ -71,7 +75,7 @@ def test_the_restored_pod_reaches_its_gateway() -> None:
         with pod.entered():
             hand_over()
             restore_network()
-        pod.pod("ping", "-c1", "-W2", FLANNEL.gateway)
+        pod.pod("ping", "-c1", "-w10", FLANNEL.gateway)
 
 
 def test_a_guest_of_two_vcpus_gets_a_tap_of_two_queues_which_only_the_vmm_may_open() -> None:
@@ -87,9 +91,9 @@ def test_a_guest_of_two_vcpus_gets_a_tap_of_two_queues_which_only_the_vmm_may_op
 def test_a_tap_with_other_queues_or_of_another_owner_is_made_anew() -> None:
     with pod_netns() as pod, pod.entered():
         hand_over(vcpus=2)
-        first = observe_network().link("tap-eth0")
+        first = observed().link("tap-eth0")
         hand_over(vcpus=1)
-        second = observe_network().link("tap-eth0")
+        second = observed().link("tap-eth0")
         assert first
         assert second
         assert first.index != second.index
@@ -101,12 +105,12 @@ def test_a_tap_with_other_queues_or_of_another_owner_is_made_anew() -> None:
 def test_a_tap_still_open_is_adopted() -> None:
     with pod_netns() as pod, pod.entered():
         hand_over()
-        before = observe_network()
+        before = observed()
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tap-eth0", ONE_QUEUE))
             hand_over()
-            assert observe_network() == before
+            assert observed() == before
         finally:
             os.close(tun)
 
@@ -115,37 +119,72 @@ def test_the_pod_does_not_answer_arp_for_the_guests_address() -> None:
     with pod_netns() as pod:
         with pod.entered():
             hand_over()
-        assert not answers_arp(pod.node_name, FLANNEL.address)
-        assert answers_arp(pod.node_name, "169.254.200.1")  # the bridge's own: the question did arrive
-        pod.pod("sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/br-eth0/arp_ignore")
-        assert answers_arp(pod.node_name, FLANNEL.address)  # so it was arp_ignore that kept it silent
-
-
-def answers_arp(node: str, address: str) -> bool:
-    mine = "02:00:00:00:00:99"
-    ethernet = b"\xff" * 6 + bytes.fromhex(mine.replace(":", "")) + ARP.to_bytes(2, "big")
-    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + ethernet[6:12] + socket.inet_aton(FLANNEL.gateway)
-    with Client(node, "pod", mine) as client:
-        client.silence(0.3)
-        client.send(ethernet + request + bytes(6) + socket.inet_aton(address))
-        try:
-            while True:
-                frame = client.wait_for(ARP)
-                if frame[20:22] == b"\x00\x02" and frame[28:32] == socket.inet_aton(address):
-                    return True
-        except TimeoutError:
-            return False
+        with Client(pod.node_name, "pod", "02:00:00:00:00:99") as client:
+            assert not client.answers_arp(FLANNEL.address, witness=BRIDGE)
+            pod.pod("sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/br-eth0/arp_ignore")
+            assert client.answers_arp(FLANNEL.address, witness=BRIDGE)  # so it was arp_ignore that kept it silent
 
 
 def test_the_bridge_does_not_learn_the_guests_mac_from_the_wire() -> None:
     with pod_netns() as pod:
         with pod.entered():
             hand_over()
-        with Client(pod.node_name, "pod", MAC) as client:
-            client.send(b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) + ARP.to_bytes(2, "big") + bytes(28))
-        answers_arp(pod.node_name, "169.254.200.1")  # the frame before it has passed when this one is answered
+        with Client(pod.node_name, "pod", MAC) as guests_own_frame_coming_back:
+            guests_own_frame_coming_back.answers_arp(BRIDGE, witness=BRIDGE)
         learned = [entry["mac"] for entry in json.loads(pod.pod("bridge", "-j", "fdb", "show", "br", "br-eth0"))]
         assert MAC not in learned
+        pod.pod("bridge", "link", "set", "dev", "eth0-nic", "learning", "on")
+        with Client(pod.node_name, "pod", MAC) as again:
+            again.answers_arp(BRIDGE, witness=BRIDGE)
+        assert MAC in pod.pod("bridge", "fdb", "show", "br", "br-eth0")  # so it was the switch that prevented it
+
+
+HAND_OVER = "from tests.lab.pod_network import hand_over; hand_over()"
+READ_ONLY_SYS = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+
+
+def hand_over_as(pod: PodNetns, capabilities: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Hand over as uid 0 with these capabilities alone, /proc/sys read-only as in any container."""
+    argv = confined_argv([sys.executable, "-c", HAND_OVER], Confinement(0, 0, capabilities=capabilities))
+    command = ["unshare", "-m", "sh", "-c", READ_ONLY_SYS, "sh", *argv]
+    with pod.entered():
+        return subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+
+
+def test_net_admin_and_a_read_only_proc_sys_are_enough() -> None:
+    with pod_netns() as pod:
+        with pod.entered():
+            before = configuration(observed())
+        done = hand_over_as(pod, ("net_admin",))
+        assert done.returncode == 0, done.stderr
+        with pod.entered():
+            facts = observed()
+            assert facts.link("tap-eth0")
+            assert configuration(facts) == before
+
+
+def test_without_net_admin_it_says_so_and_changes_nothing() -> None:
+    with pod_netns() as pod:
+        with pod.entered():
+            before = observed()
+        done = hand_over_as(pod, ())
+        assert done.stderr.splitlines()[-1] == (
+            "launcher.errors.HostUnfit: not permitted to make the bridge br-eth0 "
+            "(the container needs the capability NET_ADMIN)"
+        )
+        with pod.entered():
+            assert observed() == before
+
+
+def test_without_a_tun_device_there_is_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.host.tap.TUN", str(tmp_path / "tun"))
+    with pod_netns() as pod, pod.entered():
+        with pytest.raises(HostUnfit, match="is missing") as caught:
+            hand_over()
+        assert caught.value.hint
+        (tmp_path / "tun").touch()
+        with pytest.raises(NetworkFailed, match="cannot make the tap tap-eth0: Inappropriate ioctl"):
+            hand_over()
 
 
 def test_a_pod_without_eth0_is_refused() -> None:
@@ -168,15 +207,20 @@ def test_a_pod_without_eth0_is_refused() -> None:
 def test_what_cannot_be_copied_is_refused_before_the_first_change(change: str, words: str) -> None:
     with pod_netns() as pod, pod.entered():
         ip_batch(pod.pod_name, "link add other type bridge", change)
-        before = observe_network()
+        before = observed()
         with pytest.raises(NetworkFailed, match=words):
             hand_over()
-        assert observe_network() == before
+        assert observed() == before
 
 
 def test_a_macvlan_cannot_be_handed_over() -> None:
     with pod_netns() as pod, pod.entered():
-        ip_batch(pod.pod_name, "link set eth0 name base", "link add eth0 link base type macvlan mode bridge")
+        ip_batch(
+            pod.pod_name,
+            "link set eth0 down",
+            "link set eth0 name base",
+            "link add eth0 link base type macvlan mode bridge",
+        )
         with pytest.raises(NetworkFailed, match="macvlan links receive no frames"):
             hand_over()
 
@@ -184,19 +228,19 @@ def test_a_macvlan_cannot_be_handed_over() -> None:
 def test_a_link_in_the_way_is_left_alone() -> None:
     with pod_netns() as pod, pod.entered():
         ip_batch(pod.pod_name, "link add br-eth0 type veth peer name other")
-        before = observe_network()
+        before = observed()
         with pytest.raises(NetworkFailed, match="br-eth0 is a veth, not our bridge"):
             hand_over()
-        assert observe_network() == before
+        assert observed() == before
 
 
 def test_the_interface_is_never_released_without_a_complete_copy() -> None:
     with pod_netns() as pod, pod.entered():
-        before = observe_network()
+        before = observed()
         release = next(one for one in network_plan(before).actions if isinstance(one, ReleaseNic))
         with pytest.raises(NetworkFailed, match="no complete copy"):
             apply_network(release)
-        assert observe_network() == before
+        assert observed() == before
 
 
 def test_a_lost_configuration_is_told_not_guessed() -> None:
@@ -212,12 +256,32 @@ def test_a_vanished_interface_is_told_and_the_holder_stays() -> None:
     with pod_netns() as pod, pod.entered():
         hand_over()
         ip_batch(pod.node_name, "link del pod")  # its peer, eth0-nic, goes with it
-        before = observe_network()
+        before = observed()
         with pytest.raises(NetworkFailed, match="eth0-nic, the pod's own interface, is gone"):
             hand_over()
         with pytest.raises(NetworkFailed, match="eth0-nic, the pod's own interface, is gone"):
             restore_network()
-        assert observe_network() == before
+        assert observed() == before
+
+
+def test_a_list_that_changed_while_it_was_read_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Netlink._exchange
+    torn: Iterator[bool] = iter([True, True])
+
+    def interrupted(self: Netlink, message: Message, kind: int, flags: int) -> list[Message]:
+        answers = real(self, message, kind, flags)
+        if next(torn, False):
+            del answers[1:]
+            answers[0]["header"]["flags"] |= 0x10  # NLM_F_DUMP_INTR
+        return answers
+
+    with pod_netns() as pod, pod.entered():
+        before = observed()
+        monkeypatch.setattr(Netlink, "_exchange", interrupted)
+        assert observed() == before
+        torn = itertools.repeat(True)
+        with pytest.raises(NetworkFailed, match="keep changing"):
+            observed()
 
 
 def test_deleting_a_stage_that_is_not_there_is_fine() -> None:

@@ -1,7 +1,7 @@
 """The hand-over and its way back, killed before every single change and started again.
 
-Where the kernel has no dummy links those variants are skipped here; they run where it has, as in the KVM machine:
-``pytest -m root tests/integration/test_network_restart.py`` there.
+Where the kernel has no dummy links those variants are skipped; the KVM machine has them:
+``python -m tests.lab.kvm_machine --timeout 900 -- PYTHON -m pytest -k dummy tests/integration`` with the real path of Python.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher.host.netlink import Netlink
-from launcher.host.observe_network import observe_network
 from launcher.plan.podnic import POD_LINK, Place, holder_mark, locate, names
 from tests.lab.netns import DUAL, RICH, pod_netns
-from tests.lab.pod_network import KILLED, KillServer
+from tests.lab.pod_network import HOLDER_KINDS, KILLED, KillServer, need_kind, observed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-NODAD, NOPREFIXROUTE = 0x02, 0x200
-LINK_LOCAL = 253
+NOPREFIXROUTE = 0x200
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +32,29 @@ def server() -> Iterator[KillServer]:
         yield server
 
 
-@pytest.fixture(params=["bridge", "dummy"])
+@pytest.fixture(params=HOLDER_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    with Netlink() as netlink:
-        if not netlink.has_kind(request.param):
-            pytest.skip(f"this kernel has no {request.param} links: run this in the KVM machine")
+    need_kind(request.param)
     return str(request.param)
 
 
 def seen(pod: PodNetns) -> NetworkFacts:
     with pod.entered():
-        return observe_network()
+        return observed()
 
 
 def configuration(facts: NetworkFacts) -> Link:
-    """eth0 with what a CNI could have given it: all but the kernel's own link-local address and its state."""
+    """eth0 with what a CNI could have given it: whatever is only state left out."""
     link = facts.link(POD_LINK)
     assert link
-    addresses = [replace(one, flags=one.flags & NOPREFIXROUTE) for one in link.addresses if one.scope != LINK_LOCAL]
-    routes = [route for route in link.routes if route.destination != "fe80::/64"]
+    addresses = [replace(one, flags=one.flags & NOPREFIXROUTE) for one in link.addresses]
     return replace(
         link,
         index=0,
         kind="",
         alias=None,
         addresses=tuple(sorted(addresses, key=repr)),
-        routes=tuple(sorted(routes, key=repr)),
+        routes=tuple(sorted(link.routes, key=repr)),
     )
 
 

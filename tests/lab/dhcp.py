@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from tests.lab.netns import entered
 
 MAGIC = b"\x63\x82\x53\x63"
 DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
-ETH_P_ALL, ETH_P_IP = 3, 0x0800
+ETH_P_ALL, ETH_P_IP, ETH_P_ARP = 3, 0x0800, 0x0806
+ATTEMPTS, RETRY = 40, 0.5  # seconds
 BROADCAST = b"\xff" * 6
 
 
@@ -32,7 +34,7 @@ class Client:
         with entered(netns):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
             self._socket.bind((link, ETH_P_ALL))
-        self._socket.settimeout(10)
+        self._socket.settimeout(RETRY)
 
     def __enter__(self) -> Self:
         return self
@@ -42,27 +44,54 @@ class Client:
 
     def discover(self, *, asks_for: bytes = b"") -> Answer:
         """Send DISCOVER and return the OFFER; ``asks_for`` is the parameter request list."""
-        self._send(DISCOVER, asks_for, {})
-        return self._receive(OFFER)
+        return self._ask(DISCOVER, OFFER, asks_for, {})
 
     def request(self, offer: Answer, *, asks_for: bytes = b"") -> Answer:
         """Accept an offer and return the ACK."""
-        self._send(REQUEST, asks_for, {50: socket.inet_aton(offer.your_address), 54: offer.options[54]})
-        return self._receive(ACK)
+        wanted = {50: socket.inet_aton(offer.your_address), 54: offer.options[54]}
+        return self._ask(REQUEST, ACK, asks_for, wanted)
 
-    def wait_for(self, kind: int) -> bytes:
-        """The next frame of this EtherType that comes in."""
-        while True:
-            frame = self._socket.recv(65535)
-            if int.from_bytes(frame[12:14], "big") == kind:
-                return frame
+    def call_out(self) -> None:
+        """Send DISCOVER and wait for nothing."""
+        self._send(DISCOVER, b"", {})
 
-    def send(self, frame: bytes) -> None:
-        self._socket.send(frame)
+    def answers(self) -> list[Answer]:
+        """The answers to this client that have come in up to now."""
+        found = []
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                if answer := self._parse(self._socket.recv(65535)):
+                    found.append(answer)
+        self._socket.settimeout(RETRY)
+        return found
 
-    def silence(self, seconds: float) -> None:
-        """From now on waiting ends in TimeoutError after so long."""
-        self._socket.settimeout(seconds)
+    def answers_arp(self, address: str, witness: str) -> bool:
+        """Whether anybody answers for the address, seen when the answer to a later question, for ``witness``, is there."""
+        asked = [socket.inet_aton(address), socket.inet_aton(witness)]
+        for _ in range(ATTEMPTS):
+            for one in asked:
+                request = struct.pack("!HHBBH6s4x6x4s", 1, ETH_P_IP, 6, 4, 1, self.mac, one)
+                self._socket.send(BROADCAST + self.mac + struct.pack("!H", ETH_P_ARP) + request)
+            answered = set()
+            with contextlib.suppress(TimeoutError):
+                while asked[1] not in answered:
+                    frame = self._socket.recv(65535)
+                    if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\x00\x02":
+                        answered.add(frame[28:32])
+                return asked[0] in answered
+        raise TimeoutError(f"{witness} does not answer")
+
+    def _ask(self, kind: int, wanted: int, asks_for: bytes, options: dict[int, bytes]) -> Answer:
+        """A port that came up just now may lose a frame, so a question is repeated."""
+        for _ in range(ATTEMPTS):
+            self._send(kind, asks_for, options)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    answer = self._parse(self._socket.recv(65535))
+                    if answer and answer.options[53] == bytes([wanted]):
+                        return answer
+        raise TimeoutError("the DHCP server does not answer")
 
     def _send(self, kind: int, asks_for: bytes, options: dict[int, bytes]) -> None:
         said = {53: bytes([kind]), **options}
@@ -75,15 +104,14 @@ class Client:
         header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
         self._socket.send(BROADCAST + self.mac + struct.pack("!H", ETH_P_IP) + header + udp)
 
-    def _receive(self, kind: int) -> Answer:
-        while True:
-            frame = self._socket.recv(65535)
-            udp = frame[34:]
-            if frame[12:14] == b"\x08\x00" and frame[23] == 17 and udp[2:4] == b"\x00\x44":
-                bootp = udp[8:]
-                options = _options(bootp[240:])
-                if bootp[28:34] == self.mac and options[53] == bytes([kind]):
-                    return Answer(frame[:6], socket.inet_ntoa(bootp[16:20]), options)
+    def _parse(self, frame: bytes) -> Answer | None:
+        udp = frame[34:]
+        if frame[12:14] != b"\x08\x00" or frame[23] != 17 or udp[2:4] != b"\x00\x44":
+            return None
+        bootp = udp[8:]
+        if bootp[28:34] != self.mac:
+            return None
+        return Answer(frame[:6], socket.inet_ntoa(bootp[16:20]), _options(bootp[240:]))
 
 
 def _options(data: bytes) -> dict[int, bytes]:

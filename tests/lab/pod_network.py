@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
+import pytest
+
 from launcher.facts import HostFacts, NetworkFacts
 from launcher.host.netlink import Netlink
 from launcher.host.network import apply_network, restore_network
@@ -40,6 +42,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 KILLED = 9
+HOLDER_KINDS = ("bridge", "dummy")
+
+
+def need_kind(kind: str) -> None:
+    """Skip the test where the kernel has no such links."""
+    with Netlink() as netlink:
+        if not netlink.has_kind(kind):
+            pytest.skip(f"this kernel has no {kind} links; the KVM machine has (tests/lab/kvm_machine.py)")
 
 
 def vm_spec(*, vcpus: int = 1, name: str = "vm1") -> VmSpec:
@@ -72,6 +82,22 @@ def hand_over(*, kind: str = "bridge", vcpus: int = 1) -> NetworkPlan:
         if isinstance(action, get_args(NetworkAction)):
             apply_network(action)
     return plan
+
+
+def observed() -> NetworkFacts:
+    """The netns of the calling thread without IPv6 link-local: that comes and settles in the kernel's own time."""
+    facts = observe_network()
+    return replace(
+        facts,
+        links=tuple(
+            replace(
+                link,
+                addresses=tuple(one for one in link.addresses if not one.local.startswith("fe80:")),
+                routes=tuple(one for one in link.routes if one.destination != "fe80::/64"),
+            )
+            for link in facts.links
+        ),
+    )
 
 
 class KillServer:
