@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PATIENCE = 20.0  # seconds
+
+
 class Lab:
     """An open port in this thread, and the guest's side of the UART."""
 
@@ -23,6 +26,7 @@ class Lab:
         self.loop = loop
         self.port = Serial(config, loop)
         self.guest, host = socket.socketpair()
+        self.guest.settimeout(PATIENCE)
         self.port.attach(host)
 
     def turn(self) -> None:
@@ -143,6 +147,7 @@ def test_a_pty_keeps_its_output_for_whoever_opens_it() -> None:
         try:
             assert os.read(terminal, 100) == b"hello\n"  # raw: no carriage return is put in
             os.write(terminal, b"x")
+            assert made.loop.select(PATIENCE)  # a pty hands its bytes over in the kernel's own time
             made.turn()
             assert made.guest.recv(10) == b"x"
         finally:
