@@ -358,7 +358,7 @@ def _timer_fired(state: State, name: str) -> Step:
             return state, (SignalWorker(kill=True),) if state.worker_alive else ()
         case ["press"] if state.stop is not None and state.outcome is None:
             return state, (CallApi("power-button"), Arm("press", PRESS_EVERY))
-        case ["give-up"]:
+        case ["give-up"] if state.phase is Phase.STOPPING and state.outcome is None:
             return _abandon(state, "the guest did not react to the power button; it needs systemd-logind or acpid")
         case ["hard"] if state.outcome is None:
             return _cut(state)
