@@ -66,19 +66,18 @@ def restore_network() -> bool:
     """
     interface, ours = POD_LINK, names(POD_LINK)
     with Netlink() as netlink:
-        links = observe_links(netlink)
-        handed_over = [link for link in links if link.name in {ours.bridge, ours.stage, ours.released, ours.tap}]
-        if not handed_over:
+        facts = NetworkFacts(observe_links(netlink))
+        stage, released = facts.link(ours.stage), facts.link(ours.released)
+        made = (_of_kind(facts.link(ours.tap), "tun"), _of_kind(facts.link(ours.bridge), "bridge"))
+        if not any((stage, released, *made)):
             return False
-        facts = NetworkFacts(links)
         nic = pod_nic(facts, interface)
-        stage = facts.link(ours.stage)
-        if facts.link(ours.released) or (stage and stage.alias == stage_mark(interface)):
+        if released or (stage and stage.alias == stage_mark(interface)):
             _stage(netlink, "dummy" if netlink.has_kind("dummy") else "bridge", nic, even_if_held=True)
-            if facts.link(ours.released):
+            if released:
                 _delete(netlink, interface)  # the holder
             _give_back(netlink, nic)
-        for name in (ours.stage, ours.tap, ours.bridge):
+        for name in (ours.stage, *(link.name for link in made if link)):
             _delete(netlink, name)
     return True
 
@@ -216,6 +215,11 @@ def _get(netlink: Netlink, name: str) -> Link:
     if link is None:
         raise NetworkFailed(f"the link {name} is gone", hint="something else changes the pod's network")
     return link
+
+
+def _of_kind(link: Link | None, kind: str) -> Link | None:
+    """The link if it is one that we could have made: another's of the same name is not ours to delete."""
+    return link if link and link.kind == kind else None
 
 
 def _with_addresses(netlink: Netlink, link: Link) -> Link:

@@ -231,7 +231,18 @@ def test_a_link_in_the_way_is_left_alone() -> None:
         before = observed()
         with pytest.raises(NetworkFailed, match="br-eth0 is a veth, not our bridge"):
             hand_over()
+        assert not restore_network()
         assert observed() == before
+
+
+def test_a_pod_with_ipv6_switched_off_is_handed_over_all_the_same() -> None:
+    with pod_netns() as pod, pod.entered():
+        pod.pod("sh", "-c", "for each in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 >$each; done")
+        before = configuration(observed())
+        hand_over()
+        assert configuration(observed()) == before
+        assert restore_network()
+        assert configuration(observed()) == before
 
 
 def test_the_interface_is_never_released_without_a_complete_copy() -> None:
