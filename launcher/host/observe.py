@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from launcher.errors import LauncherError
 from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
+from launcher.host.confine import confined_argv
 from launcher.host.observe_files import is_file, observe_disk, observe_kernel_image, observe_volume_image
 from launcher.host.observe_network import observe_network
 from launcher.plan.devices import KVM, TUN
+from launcher.plan.types import Confinement
 from launcher.spec.types import ContainerRootfsVolume
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def observe(
         hugepages=_hugepages(Path("/sys/kernel/mm/hugepages")),
         kernel_release=machine.release,
         paths=paths,
-        vmm=_observe_vmm(vmm, judge),
+        vmm=_observe_vmm(vmm, judge, Confinement(vmm_uid, vmm_gid)),
         vmm_uid=vmm_uid,
         vmm_gid=vmm_gid,
         kvm=DeviceFacts() if vmm.emulate else observe_device(KVM, _kvm_problem),
@@ -177,7 +179,7 @@ def _kvm_problem(fd: int) -> str | None:
     return None if version == _KVM_API_VERSION else f"has KVM API version {version}, not {_KVM_API_VERSION}"
 
 
-def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]) -> VmmFacts:
+def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]], identity: Confinement) -> VmmFacts:
     facts = VmmFacts(emulated=choice.emulate)
     if choice.emulate:
         binary = _find_emulator()
@@ -189,9 +191,15 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
         return replace(facts, problem=missing, hint="name the VMM with --vmm or $LAUNCHER_VMM")
     facts = replace(facts, path=str(Path(binary).absolute()))
     try:
-        answer = process.run([facts.path, "--version"], timeout=_VERSION_TIMEOUT)
+        # As whom it will run later: a VMM below root's home, say, is there for us and not for the VMM's uid.
+        argv = [facts.path, "--version"]
+        answer = process.run(confined_argv(argv, identity) if os.geteuid() == 0 else argv, timeout=_VERSION_TIMEOUT)
         if answer.returncode:
-            return replace(facts, problem=f"{facts.path} does not run: {answer.failure}")
+            return replace(
+                facts,
+                problem=f"{facts.path} does not run as uid {identity.uid}: {answer.failure}",
+                hint="install it where that uid can read and execute it",
+            )
         return replace(facts, version=judge(facts.path, answer.stdout.decode(errors="replace")))
     except LauncherError as error:
         return replace(facts, problem=error.message, hint=error.hint)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.lab.guest import lab_guest
 from tests.lab.netns import FLANNEL, PodNetns, pod_netns
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class VmPod:
     net: PodNetns
     capabilities: Sequence[str] = CAPABILITIES
     devices: Sequence[str] = ("kvm", "net/tun")
+    launcher: Path = LAUNCHER
     _outer: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -91,7 +93,7 @@ class VmPod:
 
     def argv(self, *verb: str) -> list[str]:
         """The command line of a verb, with this pod's folders."""
-        return [str(LAUNCHER), *verb]
+        return [str(self.launcher), *verb]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -130,6 +132,7 @@ class VmPod:
         capabilities = ",".join(["-all", *(f"+{name}" for name in self.capabilities)])
         return "\n".join(
             [
+                *self._opened_homes(),
                 f"mount -t tmpfs -o mode=755 none {dev}",
                 *nodes,
                 f"ln -s /proc/self/fd {dev}/fd",
@@ -145,6 +148,29 @@ class VmPod:
                 f"exec setpriv --inh-caps=-all --bounding-set={capabilities} {' '.join(map(quote, argv))}",
             ]
         )
+
+    def _opened_homes(self) -> list[str]:
+        """In an image the launcher lies where everybody can read it. A checkout below /root does not: in this mount
+        namespace an open folder, with nothing but the checkout and the lab's cache in it, takes the closed one's place.
+        """
+        kept = [ROOT, lab_guest().kernel_image.parents[1]]
+        closed = {parent for folder in kept if (parent := _first_closed(folder))}
+        aside = [f"{self.root}/kept{number}" for number in range(len(kept))]
+        if not closed:
+            return []
+        quote = shlex.quote
+        return [
+            *(
+                f"mkdir {place}; mount --rbind {quote(str(folder))} {place}"
+                for folder, place in zip(kept, aside, strict=True)
+            ),
+            *(f"mount -t tmpfs -o mode=755 none {quote(str(folder))}" for folder in closed),
+            *(
+                f"mkdir -p {quote(str(folder))}; mount --rbind {place} {quote(str(folder))}"
+                for folder, place in zip(kept, aside, strict=True)
+                if _first_closed(folder)
+            ),
+        ]
 
     @property
     def pid(self) -> int:
@@ -224,6 +250,11 @@ class VmPod:
                     os.kill(self.pid, signal.SIGKILL)
                 outer.kill()
                 outer.wait()
+
+
+def _first_closed(folder: Path) -> Path | None:
+    """The topmost parent that others may not pass through."""
+    return next((parent for parent in reversed(folder.parents) if not parent.stat().st_mode & 0o001), None)
 
 
 @contextlib.contextmanager
