@@ -170,7 +170,9 @@ def test_a_vmm_of_another_kind_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "vmm"
     binary.write_text("#!/bin/sh\necho some other vmm 1.0\n")
     binary.chmod(0o755)
-    chosen = Settings(settings(tmp_path, b"").document, vmm=binary, disks=tmp_path, images=tmp_path)
+    chosen = Settings(  # as root, who may pass through pytest's folders
+        settings(tmp_path, b"").document, vmm=binary, disks=tmp_path, images=tmp_path, vmm_uid=0, vmm_gid=0
+    )
     assert "cloud-hypervisor" in (worker.observe_machine(None, chosen).vmm.problem or "")
     binary.write_text("#!/bin/sh\necho cloud-hypervisor v53.0\n")
     assert worker.observe_machine(None, chosen).vmm.version == (53, 0, 0)
