@@ -44,7 +44,7 @@ class Lease:
     mac: str
     address: IPv4Interface
     mtu: int
-    hostname: str
+    hostname: str | None = None
     router: IPv4Address | None = None
     routes: tuple[tuple[IPv4Network, IPv4Address], ...] = ()
     nameservers: tuple[IPv4Address, ...] = ()
@@ -76,10 +76,13 @@ def plan_dnsmasq(nic: PodNic, mtu: int, vm_name: str, facts: HostFacts, *, bridg
                 f"the guest is offered {lease.address.ip} by DHCP, for ever: a renewal could not reach the bridge's address",
             ),
         ),
-        warnings=tuple(
-            f"{name} of the pod's resolv.conf is not passed to the guest: it is no name or address that DHCP can carry "
-            "or the guest can reach"
-            for name in left_out
+        warnings=(
+            *([] if lease.hostname else [f"{vm_name!r} is no host name: the guest is not told its name by DHCP"]),
+            *(
+                f"{name} of the pod's resolv.conf is not passed to the guest: it is no name or address that DHCP can carry "
+                "or the guest can reach"
+                for name in left_out
+            ),
         ),
     )
 
@@ -99,7 +102,7 @@ def make_lease(nic: PodNic, mtu: int, vm_name: str, nameservers: tuple[str, ...]
         mac=nic.mac,
         address=address,
         mtu=mtu,
-        hostname=vm_name,
+        hostname=vm_name if _DOMAIN.fullmatch(vm_name) else None,
         router=router,
         routes=classless_routes(address, routes),
         nameservers=tuple(server for server in servers if server and not server.is_loopback),
@@ -163,7 +166,7 @@ def render(lease: Lease, bridge: str, lease_file: str) -> str:
         "dhcp-ignore=tag:!known",
         f"dhcp-host={lease.mac},{lease.address.ip},infinite",
         f"dhcp-option-force=option:mtu,{lease.mtu}",
-        f"dhcp-option-force=12,{lease.hostname}",
+        *([f"dhcp-option-force=12,{lease.hostname}"] if lease.hostname else []),
         f"dhcp-option=option:router{f',{lease.router}' if lease.router else ''}",
         f"dhcp-option=option:dns-server{f',{servers}' if servers else ''}",
     ]

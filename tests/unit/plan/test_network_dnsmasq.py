@@ -122,3 +122,12 @@ def test_dnsmasq_may_write_to_its_leases_only() -> None:
         "--log-facility=-",
     )
     assert plan.helper.confinement.uid == DNSMASQ_ID != facts.vmm_uid
+
+
+def test_a_vm_name_that_is_no_host_name_is_kept_out_of_the_configuration() -> None:
+    facts = HostFacts("x86_64", 4096, (0,), paths=Paths(run_dir=Path("/run/x")))
+    plan = plan_dnsmasq(nic("10.0.0.5/24"), 1450, "vm,1 or so", facts, bridge="br-eth0")
+    (config,) = (action.content for action in plan.actions if isinstance(action, WriteFile))
+    assert "vm,1" not in config
+    assert "dhcp-option-force=12" not in config
+    assert plan.warnings == ("'vm,1 or so' is no host name: the guest is not told its name by DHCP",)
