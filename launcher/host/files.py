@@ -37,7 +37,7 @@ def telling(what: str, path: Path, kind: type[LauncherError] = StorageFailed) ->
 def make_folder(path: Path, mode: int, uid: int, gid: int) -> None:
     """The folder is there, with this mode and owner; missing parents are made, open to all. Raises HostUnfit."""
     with telling("make folder", path, HostUnfit):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path)
         # Made closed, so that nobody gets in before it has its owner.
         with suppress(FileExistsError):
             path.mkdir(0o700)
@@ -50,6 +50,14 @@ def make_folder(path: Path, mode: int, uid: int, gid: int) -> None:
                 os.fchmod(fd, mode)
         finally:
             os.close(fd)
+
+
+def _make_parents(path: Path) -> None:
+    """Missing parents, open to all whatever the umask: the VMM's uid passes through them to its disks."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir()
+            parent.chmod(0o755)
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launcher.codec import to_json
 from launcher.errors import NetworkFailed
 from launcher.plan.dnsmasq import plan_dnsmasq
 from launcher.plan.podnic import POD_LINK, derived_mac, names, pod_nic
@@ -17,6 +19,7 @@ from launcher.plan.types import (
     Nic,
     ReleaseNic,
     StagePodNic,
+    WriteFile,
 )
 from launcher.plan.vmconfig import NetConfig
 
@@ -61,7 +64,16 @@ def plan_bridge(spec: VmSpec, facts: HostFacts) -> NetworkPlan:
     dhcp = plan_dnsmasq(nic, mtu, spec.name, facts, bridge=ours.bridge) if ipv4 else None
     return NetworkPlan(
         nets=(NetConfig(id=interface.name, tap=ours.tap, mac=nic.mac, num_queues=2 * pairs),),
-        actions=(*_links(nic, mtu, pairs, facts), *(dhcp.actions if dhcp else ())),
+        actions=(
+            WriteFile(
+                facts.paths.network,
+                json.dumps(to_json(nic), indent=2) + "\n",
+                0o600,
+                f"a record, for people, of what the CNI made of {POD_LINK}; nothing reads it back",
+            ),
+            *_links(nic, mtu, pairs, facts),
+            *(dhcp.actions if dhcp else ()),
+        ),
         helpers=(dhcp.helper,) if dhcp else (),
         nics=(
             Nic(

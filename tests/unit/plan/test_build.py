@@ -32,7 +32,7 @@ def test_what_a_vm_has_not_stays_out_of_the_config() -> None:
 
 def test_the_kernel_comes_first_and_the_network_last() -> None:
     kinds = [type(action) for action in plan(SPEC, FACTS).actions]
-    effects = [kind for kind in kinds if kind not in {MakeFolder, GiveToVmm}]
+    effects = [kind for kind in kinds if kind not in {MakeFolder, WriteFile, GiveToVmm}]
     assert effects[:4] == [ExtractKernel, BuildRootDisk, BuildSeed, EnsureBridge]
     assert EnsureTap in effects
     assert set(kinds[: kinds.index(ExtractKernel)]) == {MakeFolder}

@@ -49,6 +49,7 @@ def test_the_guest_takes_the_pods_mac_not_the_specs() -> None:
 def test_every_action_says_why() -> None:
     actions = planned().actions
     assert [type(action).__name__ for action in actions] == [
+        "WriteFile",
         "EnsureBridge",
         "StagePodNic",
         "ReleaseNic",
