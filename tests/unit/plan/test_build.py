@@ -7,7 +7,16 @@ import pytest
 from launcher.errors import HostUnfit, ImageInvalid, NetworkFailed, SpecInvalid
 from launcher.facts import DeviceFacts, NetworkFacts
 from launcher.plan.build import plan
-from launcher.plan.types import BuildRootDisk, BuildSeed, EnsureBridge, EnsureTap, ExtractKernel, GiveToVmm, MakeFolder
+from launcher.plan.types import (
+    BuildRootDisk,
+    BuildSeed,
+    EnsureBridge,
+    EnsureTap,
+    ExtractKernel,
+    GiveToVmm,
+    MakeFolder,
+    WriteFile,
+)
 from launcher.spec.types import MultusNetwork
 from tests.unit.plan.made import FACTS, SPEC
 
