@@ -19,6 +19,7 @@ _HINTS = {
     errno.EACCES: "run the launcher as root, with the capabilities it asks for",
     errno.EDQUOT: "raise the quota",
     errno.ENOSPC: "make room, or mount a larger volume there",
+    errno.ENOTDIR: "something else is there: move it away",
     errno.EPERM: "run the launcher as root, with the capabilities it asks for",
     errno.EROFS: "mount a writable volume there, such as an emptyDir",
 }

@@ -186,7 +186,7 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
         missing = "the emulator, vmm-emulator, is not installed beside this launcher"
     else:
         binary = shutil.which(str(choice.path or "cloud-hypervisor"))
-        missing = f"there is no program {choice.path}" if choice.path else "cloud-hypervisor is not on PATH"
+        missing = _missing(choice.path) if choice.path else "cloud-hypervisor is not on PATH"
     if binary is None:
         return replace(facts, problem=missing, hint="name the VMM with --vmm or $LAUNCHER_VMM")
     facts = replace(facts, path=str(Path(binary).absolute()))
@@ -194,6 +194,9 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
         # As whom it will run later: a VMM below root's home, say, is there for us and not for the VMM's uid.
         argv = [facts.path, "--version"]
         answer = process.run(confined_argv(argv, identity) if os.geteuid() == 0 else argv, timeout=_VERSION_TIMEOUT)
+        if answer.killed_after is not None:
+            problem = f"{facts.path} --version did not answer within {answer.killed_after:g} s"
+            return replace(facts, problem=problem, hint="name another VMM with --vmm or $LAUNCHER_VMM")
         if answer.returncode:
             return replace(
                 facts,
@@ -203,6 +206,12 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
         return replace(facts, version=judge(facts.path, answer.stdout.decode(errors="replace")))
     except LauncherError as error:
         return replace(facts, problem=error.message, hint=error.hint)
+
+
+def _missing(program: Path) -> str:
+    if program.is_dir():
+        return f"{program} is a folder, not a program"
+    return f"{program} is not executable" if program.exists() else f"there is no program {program}"
 
 
 def _find_emulator() -> str | None:

@@ -27,12 +27,15 @@ BASE_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a program ended. ``returncode`` is negative for a signal, as subprocess has it."""
+    """How a program ended. ``returncode`` is negative for a signal, as subprocess has it; ``killed_after`` is the time in
+    seconds it was given, when it was killed for not ending by then.
+    """
 
     argv: tuple[str, ...]
     returncode: int
     stdout: bytes
     stderr: str
+    killed_after: float | None = None
 
     @property
     def command(self) -> str:
@@ -41,7 +44,9 @@ class Finished:
     @property
     def failure(self) -> str:
         """One clause that tells how it failed: by which signal or status, and its last words."""
-        if self.returncode < 0:
+        if self.killed_after is not None:
+            how = f"did not end within {self.killed_after:g} s"
+        elif self.returncode < 0:
             how = f"was killed by {signal.Signals(-self.returncode).name}"
         else:
             how = f"ended with status {self.returncode}"
@@ -59,7 +64,8 @@ def run(
     """Run a program to its end and return how it ended, whatever its status.
 
     ``stdin`` is bytes to feed, an open file or descriptor, or None for /dev/null. Raises HostUnfit when the program does
-    not exist or cannot be executed. A program that outlives ``timeout`` seconds is killed and shows as SIGKILL.
+    not exist or cannot be executed. A program that outlives ``timeout`` seconds is killed with all that it started: a child
+    that holds our pipes would keep us waiting.
     """
     feed = stdin if isinstance(stdin, bytes) else None
     source = subprocess.PIPE if feed is not None else subprocess.DEVNULL if stdin is None else stdin
@@ -70,19 +76,23 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**BASE_ENV, **(env or {})},
+            process_group=0,
         )
     except OSError as error:
         raise HostUnfit(f"cannot run {argv[0]}: {error.strerror}", hint="install it in the launcher's image") from error
+    killed_after = None
     with child:
         try:
             out, err = child.communicate(feed, timeout=timeout)
         except subprocess.TimeoutExpired:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)
             out, err = child.communicate()
+            killed_after = timeout
         except BaseException:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)
             raise
-    return Finished(tuple(argv), child.returncode, out, err[-STDERR_TAIL:].decode(errors="replace"))
+    words = err[-STDERR_TAIL:].decode(errors="replace")
+    return Finished(tuple(argv), child.returncode, out, words, killed_after)
 
 
 def feed(

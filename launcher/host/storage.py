@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import time
 import uuid
 from contextlib import contextmanager
@@ -57,10 +58,20 @@ def build_root_disk(action: BuildRootDisk, *, arch: str) -> RootDisk:
     disk = action.disk
     with telling("build disk", disk):
         if os.path.lexists(disk):
-            return RootDisk(disk, disk.stat().st_size, built=False)
+            return RootDisk(disk, _size_of(disk), built=False)
         ext4.check_programs()
         with open_image(action.image, arch=arch) as image, _workspace(disk) as workspace:
             return _build(action, image, workspace)
+
+
+def _size_of(disk: Path) -> int:
+    """Of a disk that somebody prepared. Raises StorageFailed when it is none, OSError when it cannot be looked at."""
+    have = disk.lstat()
+    if stat.S_ISLNK(have.st_mode):
+        raise StorageFailed(f"{disk} is a symbolic link", hint="put the file itself there")
+    if not stat.S_ISREG(have.st_mode):
+        raise StorageFailed(f"{disk} is not a file", hint="a raw disk is expected there, or nothing: move it away")
+    return have.st_size
 
 
 def _build(action: BuildRootDisk, image: Image, workspace: Path) -> RootDisk:

@@ -195,6 +195,14 @@ def test_an_existing_disk_is_left_alone(rich: Path, tmp_path: Path) -> None:
     assert build(tmp_path / "no image at all", disk).built is False
 
 
+def test_what_is_no_disk_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/shadow")
+    (tmp_path / "folder").mkdir()
+    for name, what in (("link", "is a symbolic link"), ("folder", "is not a file")):
+        with pytest.raises(StorageFailed, match=what):
+            build(tmp_path / "no image at all", tmp_path / name)
+
+
 def test_too_small_a_size_says_how_much_is_needed(tmp_path: Path) -> None:
     items = [item(f"d{number % 7}/{number:05}-{'x' * (number % 90)}", b"x" * (number % 9000)) for number in range(1500)]
     image = layout(tmp_path / "i", tar(*items, item("big", os.urandom(20 * MIB))))

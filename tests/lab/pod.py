@@ -58,6 +58,9 @@ class VmPod:
     net: PodNetns
     capabilities: Sequence[str] = CAPABILITIES
     devices: Sequence[str] = ("kvm", "net/tun")
+    mounts: Sequence[
+        str
+    ] = ()  # shell commands run as full root in the container's mount namespace, before the launcher
     launcher: Path = LAUNCHER
     _outer: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -145,6 +148,7 @@ class VmPod:
                 f"mount --bind {self.root}/resolv.conf /etc/resolv.conf",
                 "mount --bind /proc/sys /proc/sys",
                 "mount -o remount,bind,ro /proc/sys",
+                *self.mounts,
                 f"exec setpriv --inh-caps=-all --bounding-set={capabilities} {' '.join(map(quote, argv))}",
             ]
         )
@@ -161,7 +165,7 @@ class VmPod:
         quote = shlex.quote
         return [
             *(
-                f"mkdir {place}; mount --rbind {quote(str(folder))} {place}"
+                f"mkdir -p {place}; mount --rbind {quote(str(folder))} {place}"
                 for folder, place in zip(kept, aside, strict=True)
             ),
             *(f"mount -t tmpfs -o mode=755 none {quote(str(folder))}" for folder in closed),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import launcher.host.observe
 from launcher.errors import HostUnfit
 from launcher.host.observe import (
     VmmChoice,
@@ -18,6 +19,8 @@ from launcher.paths import Paths
 from tests.unit.plan.made import SPEC
 
 if TYPE_CHECKING:
+    import pytest
+
     from launcher.facts import HostFacts
     from launcher.spec.types import VmSpec
 
@@ -27,8 +30,9 @@ def accept(_binary: str, answer: str) -> tuple[int, ...]:
 
 
 def look(tmp_path: Path, vmm: VmmChoice, spec: VmSpec | None = SPEC) -> HostFacts:
+    """The VMM is of our own uid: pytest's folder is closed to others."""
     paths = Paths(tmp_path / "run", tmp_path / "images", tmp_path / "disks")
-    return observe(spec, paths, vmm, judge=accept, vmm_uid=107, vmm_gid=108)
+    return observe(spec, paths, vmm, judge=accept, vmm_uid=os.getuid(), vmm_gid=os.getgid())
 
 
 def program(path: Path, text: str) -> Path:
@@ -41,7 +45,7 @@ def test_an_empty_machine_is_seen_as_it_is(tmp_path: Path) -> None:
     facts = look(tmp_path, VmmChoice(tmp_path / "none"))
     assert facts.arch == os.uname().machine
     assert facts.cpus == tuple(sorted(os.sched_getaffinity(0)))
-    assert (facts.vmm_uid, facts.vmm_gid) == (107, 108)
+    assert (facts.vmm_uid, facts.vmm_gid) == (os.getuid(), os.getgid())
     assert facts.vmm.problem == f"there is no program {tmp_path / 'none'}"
     assert (facts.kernel_image, facts.images, facts.prepared_kernel) == (None, (), False)
     assert [(disk.volume, disk.folder) for disk in facts.disks] == [("root", False), ("seed", False)]
@@ -115,6 +119,21 @@ def test_a_vmm_that_fails_is_a_problem_with_its_own_words(tmp_path: Path) -> Non
     vmm = look(tmp_path, VmmChoice(binary)).vmm
     assert vmm.version == ()
     assert "ended with status 3: no such thing" in (vmm.problem or "")
+
+
+def test_a_vmm_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell's child holds our pipes: killing the shell alone would leave us waiting for it."""
+    monkeypatch.setattr(launcher.host.observe, "_VERSION_TIMEOUT", 0.2)
+    binary = program(tmp_path / "vmm", "sleep 1000")
+    vmm = look(tmp_path, VmmChoice(binary)).vmm
+    assert vmm.problem == f"{binary} --version did not answer within 0.2 s"
+    assert vmm.hint
+
+
+def test_a_vmm_that_is_no_program_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    program(tmp_path / "vmm", "echo 53").chmod(0o644)
+    assert look(tmp_path, VmmChoice(tmp_path / "vmm")).vmm.problem == f"{tmp_path}/vmm is not executable"
+    assert look(tmp_path, VmmChoice(tmp_path)).vmm.problem == f"{tmp_path} is a folder, not a program"
 
 
 def test_a_vmm_of_a_wrong_version_is_a_problem_with_its_remedy(tmp_path: Path) -> None:
