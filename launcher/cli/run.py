@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.cli import options
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import SpecInvalid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,24 +59,21 @@ class _Hold(click.ParamType["float | str"]):
 )
 def run(spec: Path | None, grace: float, hold_failure: float | str | None, panic_grace: float, **host: Any) -> None:
     """The pod's entrypoint: prepare, start the VMM, boot the VM, supervise it until it ends."""
-    from launcher import logs
-    from launcher.supervise.main import become_supervisor, refuse
+    from launcher.supervise.main import become_supervisor
     from launcher.supervise.model import Limits
 
-    logs.set_up()
+    failure = None
     try:
         document, from_vm_data = options.read_spec(spec)
-        if hold_failure is None:
-            hold_failure = 10.0 if from_vm_data else 0.0
-        limits = Limits(grace, None if isinstance(hold_failure, str) else hold_failure, panic_grace)
-        settings = options.settings(document, from_vm_data=from_vm_data, **host)
-    except UsageError:
-        raise
-    except LauncherError as error:
-        sys.exit(refuse(host["run_dir"].absolute(), error))
+    except SpecInvalid as error:
+        document, from_vm_data, failure = b"", "VM_DATA" in os.environ, error
+    if hold_failure is None:
+        hold_failure = 10.0 if from_vm_data else 0.0
+    limits = Limits(grace, None if isinstance(hold_failure, str) else hold_failure, panic_grace)
+    settings = options.settings(document, from_vm_data=from_vm_data, **host)
     # The spec may hold secrets, and /proc/PID/environ shows them to whoever may look.
     os.environ.pop("VM_DATA", None)
-    become_supervisor(settings, limits)
+    become_supervisor(settings, limits, failure)
 
 
 @click.command()

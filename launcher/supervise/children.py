@@ -11,7 +11,7 @@ from launcher.host import process
 from launcher.supervise.loop import READ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from launcher.supervise.loop import Loop
 
@@ -50,7 +50,7 @@ class Child:
         finally:
             os.close(theirs)
             os.close(source)
-        loop.watch(self._pidfd, READ, self._reap)
+        loop.watch(self._pidfd, READ, self.reap)
         loop.watch(self._stderr, READ, self._read)
 
     def send(self, number: int) -> None:
@@ -59,40 +59,38 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def wait(self) -> None:
-        """Wait for the end of a child that was sent SIGKILL."""
-        if self.status is None:
-            self._reap()
-
-    def last_words(self) -> str:
-        """Its last stderr lines as one line of text."""
-        return " | ".join(self.lines[-5:])
-
-    def _reap(self) -> None:
-        end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        if end is None:  # cannot be without WNOHANG
+    def reap(self) -> None:
+        """Take its end, which has come or is near (SIGKILL was sent); no harm when that was done before."""
+        end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED) if self.status is None else None
+        if end is None:
             return
         self.status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         self._loop.unwatch(self._pidfd)
         os.close(self._pidfd)
-        self._read()
+        self._read()  # all that a pipe holds
         if self._partial:
             self._line(bytes(self._partial))
         self._loop.unwatch(self._stderr)
         os.close(self._stderr)
         self._on_exit(self.status)
 
+    def last_words(self) -> str:
+        """Its last stderr lines as one line of text."""
+        return " | ".join(self.lines[-5:])
+
     def _read(self) -> None:
         try:
-            while data := os.read(self._stderr, 65536):
-                self._partial += data
-                *lines, rest = bytes(self._partial).split(b"\n")
-                self._partial[:] = rest[:_LINE_LIMIT]
-                for line in lines:
-                    self._line(line)
+            data = os.read(self._stderr, 65536)  # no more at a time: a child that never stops must not hold the loop
         except BlockingIOError:
             return
-        self._loop.unwatch(self._stderr)  # it closed its stderr, or ended: the pidfd tells
+        if not data:  # it closed its stderr, or ended: the pidfd tells
+            self._loop.unwatch(self._stderr)
+            return
+        self._partial += data
+        *lines, rest = bytes(self._partial).split(b"\n")
+        self._partial[:] = rest[:_LINE_LIMIT]
+        for line in lines:
+            self._line(line)
 
     def _line(self, raw: bytes) -> None:
         line = raw[:_LINE_LIMIT].decode(errors="replace").strip()
@@ -118,14 +116,11 @@ def become_subreaper() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap_strangers(known: set[int]) -> None:
-    """Reap every ended child that is not one of ours (``known`` pids), so that PID 1 leaves no zombie."""
-    while True:
-        try:
-            end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        # A known one at the head is reaped through its pidfd in a moment; the strangers behind it come then.
-        if end is None or end.si_pid in known:
-            return
-        os.waitid(os.P_PID, end.si_pid, os.WEXITED | os.WNOHANG)
+def reap_all(known: Mapping[int, Child]) -> None:
+    """Reap every child that has ended: ours (``known`` by pid) and those that others left to us, so that no zombie stays."""
+    with contextlib.suppress(ChildProcessError):  # no children at all
+        while end := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if child := known.get(end.si_pid):
+                child.reap()
+            else:
+                os.waitid(os.P_PID, end.si_pid, os.WEXITED | os.WNOHANG)

@@ -11,10 +11,10 @@ import os
 import re
 import select
 import socket
-import stat
 import time
 from typing import TYPE_CHECKING
 
+from launcher.supervise.bounded_log import BoundedLog
 from launcher.supervise.loop import READ, WRITE
 
 if TYPE_CHECKING:
@@ -28,18 +28,28 @@ TAIL = 16 << 10  # bytes kept in memory
 BACKLOG = 1 << 20  # bytes that wait for a slow stdout before the oldest are dropped
 RETRY = 0.02  # seconds between attempts to reconnect while the VMM re-creates the socket at a reboot
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")  # ANSI control sequences
+_READ = 65536  # bytes at a time: a guest that never stops must not hold the loop
 _CHUNK = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
 
 
 class Outlet:
-    """Our stdout (or any descriptor) written to without ever blocking; slow readers lose the oldest bytes."""
+    """Our stdout (or any descriptor) written to without ever blocking; slow readers lose the oldest bytes.
+
+    The descriptor stays in blocking mode, for others share it; so each write follows a poll.
+    """
 
     def __init__(self, loop: Loop, fd: int) -> None:
         self._loop = loop
         self._fd = fd
         self._waiting = bytearray()
-        # Files are always ready, and epoll refuses them.
-        self._pollable = not stat.S_ISREG(os.fstat(fd).st_mode)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        try:
+            loop.watch(fd, WRITE, self._flush)
+            self._pollable = True
+        except PermissionError:  # files and /dev/null are always ready, and epoll refuses them
+            self._pollable = False
+        loop.unwatch(fd)
         self.dropped = 0
 
     def write(self, data: bytes) -> None:
@@ -54,42 +64,26 @@ class Outlet:
                 self._flush()
 
     def _flush(self) -> None:
-        try:
-            written = os.write(self._fd, self._waiting[:_CHUNK])
-        except BlockingIOError:
-            return
-        except OSError:  # nobody reads any more
-            written = len(self._waiting)
-        del self._waiting[:written]
-        if not self._waiting and self._pollable:
-            self._loop.unwatch(self._fd)
+        for _ in range(_READ // _CHUNK):  # as fast as the console is read
+            if not self._poll.poll(0):
+                return
+            try:
+                written = os.write(self._fd, self._waiting[:_CHUNK])
+            except BlockingIOError:
+                return
+            except OSError:  # nobody reads any more
+                written = len(self._waiting)
+            del self._waiting[:written]
+            if not self._waiting:
+                self._loop.unwatch(self._fd)
+                return
 
     def close(self, seconds: float = 1.0) -> None:
         """Write what still waits, for a bounded time."""
         deadline = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        while self._waiting and (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
+        while self._waiting and (left := deadline - time.monotonic()) > 0 and self._poll.poll(left * 1000):
             self._flush()
         self._loop.unwatch(self._fd)
-
-
-class BoundedLog:
-    """console.log: appended to, and at its limit renamed to console.log.1, so that both together stay bounded."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, data: bytes) -> None:
-        if self._file.tell() + len(data) > LOG_LIMIT:
-            self._file.close()
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
-            self._file = self._path.open("ab", buffering=0)
-        self._file.write(data)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Console:
@@ -98,12 +92,17 @@ class Console:
     def __init__(self, loop: Loop, path: Path, log: Path, stdout: int, on_first_byte: Callable[[], None]) -> None:
         self._loop = loop
         self._path = path
-        self._log = BoundedLog(log)
+        self._log = BoundedLog(log, LOG_LIMIT)
         self._outlet = Outlet(loop, stdout)
         self._on_first_byte: Callable[[], None] | None = on_first_byte
         self._socket: socket.socket | None = None
         self._tail = bytearray()
         self.bytes = 0
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that our stdout did not get, for nobody read it in time; console.log has them."""
+        return self._outlet.dropped
 
     def connect(self) -> None:
         """Connect, or come back to it in a moment: at a reboot the VMM closes the socket and makes a new one."""
@@ -117,12 +116,12 @@ class Console:
             self._loop.arm("console", RETRY)
             return
         self._socket = client
-        self._loop.watch(client.fileno(), READ, self._read)
+        self._loop.watch(client.fileno(), READ, self._receive)
 
     def disconnect(self) -> None:
         """The VM is gone: drain what is there and stop trying."""
-        if self._socket is not None:
-            self._read()
+        while self._receive():
+            pass
         self._drop()
         self._loop.disarm("console")
 
@@ -137,19 +136,22 @@ class Console:
         self._outlet.close()
         self._log.close()
 
-    def _read(self) -> None:
-        while self._socket is not None:
-            try:
-                data = self._socket.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._drop()
-                self._loop.arm("console", RETRY)
-                return
+    def _receive(self) -> bool:
+        """Take what is there, up to a limit; False when there was nothing."""
+        if self._socket is None:
+            return False
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if data:
             self._take(data)
+        else:
+            self._drop()
+            self._loop.arm("console", RETRY)
+        return bool(data)
 
     def _take(self, data: bytes) -> None:
         self.bytes += len(data)

@@ -12,6 +12,7 @@ nobody can hold the supervisor up; answers are written as the client takes them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -46,7 +47,8 @@ class Services(Protocol):
 
 
 class _Client:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, number: int, connection: socket.socket) -> None:
+        self.number = number  # never used again, as a descriptor would be: a late answer must not reach somebody else
         self.connection = connection
         self.parser = RequestParser(body_limit=BODY_LIMIT)
         self.unsent = bytearray()
@@ -62,7 +64,8 @@ class ControlServer:
         self._loop = loop
         self._path = path
         self._services = services
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, _Client] = {}  # by number
+        self._numbers = itertools.count(1)
         self._lingering: list[int] = []  # pidfds
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -75,7 +78,8 @@ class ControlServer:
         """Answer a power request, if its client still waits."""
         client = self._clients.get(request)
         if client is not None:
-            self._linger_for(client)
+            if error is None:  # our end comes next
+                self._linger_for(client)
             body = {"error": error} if error else {"done": True}
             self._finish(client, encode_response(409 if error else 200, _json(body)))
 
@@ -87,7 +91,7 @@ class ControlServer:
                 self._send(client, line)
 
     def expire(self, timer: str) -> None:
-        """A client took too long to send its request (a timer of ours, named ``client FD``)."""
+        """A client took too long to send its request (a timer of ours, named ``client NUMBER``)."""
         client = self._clients.get(int(timer.split()[1]))
         if client is not None and not client.requested:
             self._finish(client, encode_error(ProtocolError(408, "the request did not come in time")))
@@ -120,17 +124,16 @@ class ControlServer:
         except OSError:
             return
         connection.setblocking(False)
-        client = _Client(connection)
+        client = _Client(next(self._numbers), connection)
         _, uid = _peer(connection)
-        fd = connection.fileno()
-        self._clients[fd] = client
+        self._clients[client.number] = client
         if uid not in {0, os.geteuid()}:
             self._finish(client, encode_error(ProtocolError(403, "only root may talk to the launcher")))
         elif len(self._clients) > CLIENTS:
             self._finish(client, encode_error(ProtocolError(503, f"there are {CLIENTS} clients already")))
         else:
-            self._loop.watch(fd, READ, lambda: self._read(client))
-            self._loop.arm(f"client {fd}", REQUEST_WITHIN)
+            self._loop.watch(connection.fileno(), READ, lambda: self._read(client))
+            self._loop.arm(f"client {client.number}", REQUEST_WITHIN)
 
     def _read(self, client: _Client) -> None:
         try:
@@ -148,7 +151,7 @@ class ControlServer:
             request = client.parser.feed(data)
             if request is not None:
                 client.requested = True
-                self._loop.disarm(f"client {client.connection.fileno()}")
+                self._loop.disarm(f"client {client.number}")
                 self._serve(client, request)
         except ProtocolError as error:
             self._finish(client, encode_error(error))
@@ -168,14 +171,14 @@ class ControlServer:
             case "POST", "/power/off" | "/power/shutdown":
                 options = _power_options(request.body)
                 action = request.path.rpartition("/")[2]
-                self._services.power(client.connection.fileno(), action, options[0], force=options[1])
+                self._services.power(client.number, action, options[0], force=options[1])
             case _, "/status" | "/events" | "/events?follow" | "/power/off" | "/power/shutdown":
                 raise ProtocolError(405, f"{request.method} does not go with {request.path}")
             case _:
                 raise ProtocolError(404, f"there is no {request.path[:80]}; see docs/reference/control-socket.md")
 
     def _finish(self, client: _Client, data: bytes) -> None:
-        client.last = True
+        client.last = client.requested = True
         self._send(client, data)
 
     def _send(self, client: _Client, data: bytes) -> None:
@@ -212,8 +215,8 @@ class ControlServer:
         fd = client.connection.fileno()
         if fd >= 0:
             self._loop.unwatch(fd)
-            self._loop.disarm(f"client {fd}")
-            self._clients.pop(fd, None)
+            self._loop.disarm(f"client {client.number}")
+            self._clients.pop(client.number, None)
             client.connection.close()
 
 

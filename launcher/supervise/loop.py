@@ -35,8 +35,11 @@ class Loop:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
 
-    def watch(self, fd: int, mask: int, callback: Callable[[], None]) -> None:
-        """Call back whenever ``fd`` is ready for ``mask``; a second call changes mask and callback."""
+    def watch(self, fd: int, mask: int, callback: Callable[[], object]) -> None:
+        """Call back whenever ``fd`` is ready for ``mask``; a second call changes mask and callback.
+
+        Raises PermissionError for what is always ready: a regular file, /dev/null.
+        """
         try:
             self._selector.modify(fd, mask, callback)
         except KeyError:

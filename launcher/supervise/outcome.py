@@ -31,6 +31,16 @@ def failed(error: LauncherError) -> Outcome:
     return Outcome(error.reason, error.exit_code, "; ".join(map(str, problems)) or error.message, error.hint)
 
 
+def internal(error: Exception) -> Outcome:
+    """A bug in the launcher, told without the error's text, which may quote a secret."""
+    return Outcome(
+        "Internal",
+        70,
+        f"a bug in the launcher: {type(error).__name__}",
+        "please report it; the log has the traceback",
+    )
+
+
 def guest_powered_off(message: str) -> Outcome:
     """The guest is off because it wanted to be, or because somebody asked us for it."""
     return Outcome("GuestPoweredOff", 0, message)

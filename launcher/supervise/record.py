@@ -14,8 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from launcher.supervise.bounded_log import BoundedLog
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from launcher.paths import Paths
     from launcher.supervise.outcome import Outcome
@@ -46,7 +48,7 @@ class Record:
         self.followers: list[Callable[[dict[str, Any]], None]] = []
         for old in (paths.result, paths.timeline, paths.state):
             old.unlink(missing_ok=True)
-        self._file = paths.events.open("ab", buffering=0)
+        self._log = BoundedLog(paths.events, EVENTS_LIMIT)
 
     def ms(self) -> int:
         """Milliseconds since the launcher's start."""
@@ -57,13 +59,7 @@ class Record:
         entry = {"time": timestamp(time.time()), "ms": self.ms(), "event": name, **fields}
         self.events.append(entry)
         del self.events[:-EVENTS_KEPT]
-        line = json.dumps(entry).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            if self._file.tell() + len(line) > EVENTS_LIMIT:
-                self._file.close()
-                self._paths.events.replace(self._paths.events.with_name(self._paths.events.name + ".1"))
-                self._file = self._paths.events.open("ab", buffering=0)
-            self._file.write(line)
+        self._log.write(json.dumps(entry).encode() + b"\n")
         _log.log(logging.WARNING if warning else logging.INFO, name, extra={"fields": dict(fields)})
         for follower in tuple(self.followers):
             follower(entry)
@@ -84,41 +80,56 @@ class Record:
 
     def result(self, outcome: Outcome, *, phase: str, vmm: dict[str, Any], console: list[str]) -> None:
         """Write result.json and the termination message."""
-        message = result_json(
-            {
-                "reason": outcome.reason,
-                "message": f"{outcome.message} ({outcome.hint})" if outcome.hint else outcome.message,
-                "exitCode": outcome.exit_code,
-                "phase": phase,
-                "startedAt": timestamp(self._started),
-                "finishedAt": timestamp(time.time()),
-                "vmm": vmm,
-                "console": console,
-            }
-        )
+        message = result_json(outcome, phase=phase, started=self._started, vmm=vmm, console=console)
         with contextlib.suppress(OSError):
             _replace(self._paths.result, message)
-        if TERMINATION_LOG.exists():  # a file that the kubelet mounted: it can be written, not replaced
-            with contextlib.suppress(OSError):
-                TERMINATION_LOG.write_bytes(message)
+        tell_kubelet(message)
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             _replace(path, json.dumps(value).encode() + b"\n")
 
 
-def result_json(value: dict[str, Any]) -> bytes:
-    """The result as one JSON object of at most 4096 bytes: the oldest console lines go first, then long texts."""
-    console = list(value["console"])
-    while len(data := _encode({**value, "console": console})) > RESULT_LIMIT and console:
-        del console[0]
-    if len(data) <= RESULT_LIMIT:
-        return data
-    short = {**value, "console": [], "message": value["message"][:800], "vmm": {}}
-    return _encode(short)
+def tell_kubelet(message: bytes) -> None:
+    """Leave the termination message, where the kubelet mounted a file for it: that can be written, not replaced."""
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_bytes(message)
+
+
+def result_json(
+    outcome: Outcome,
+    *,
+    phase: str,
+    started: float,
+    vmm: Mapping[str, object] = _NONE,
+    console: Sequence[str] = (),
+) -> bytes:
+    """The result as one JSON object of at most 4096 bytes: the oldest console lines go first, then long texts.
+
+    ``started`` is seconds since the epoch.
+    """
+    value: dict[str, Any] = {
+        "reason": outcome.reason,
+        "message": f"{outcome.message} ({outcome.hint})" if outcome.hint else outcome.message,
+        "exitCode": outcome.exit_code,
+        "phase": phase,
+        "startedAt": timestamp(started),
+        "finishedAt": timestamp(time.time()),
+        "vmm": dict(vmm),
+        "console": list(console),
+    }
+    while len(data := _encode(value)) > RESULT_LIMIT:
+        if value["console"]:
+            del value["console"][0]
+        elif value["vmm"]:
+            value["vmm"] = {}
+        else:
+            value["message"] = value["message"][: len(value["message"]) * 3 // 4]
+    return data
 
 
 def _encode(value: dict[str, Any]) -> bytes:

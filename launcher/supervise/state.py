@@ -114,6 +114,8 @@ def _worker_exited(state: State, event: WorkerExited) -> Step:
 def _answered(state: State, event: Answered) -> Step:
     starting = state.phase in {Phase.STARTING, Phase.BOOTING}
     if starting and state.outcome is None:
+        if event.refusal is not None and event.unreachable:  # it is going, and its exit tells why, or it is stuck
+            return replace(state, phase=Phase.STOPPING, outcome=event.refusal), (Arm("kill", EXIT_WITHIN),)
         if event.refusal is not None:
             return _fail(replace(state, outcome=event.refusal))
         match event.call:
@@ -128,7 +130,8 @@ def _answered(state: State, event: Answered) -> Step:
                 return state, ()
     if event.call == "info" and state.guest_off and state.outcome is None:
         return _why_off(state, event)
-    if event.call == "shutdown" and event.refusal is not None and state.stop is not None and state.outcome is None:
+    power_off = state.outcome is None and state.stop is not None and not state.stop.by_signal
+    if event.call == "shutdown" and event.refusal is not None and power_off:
         return _abandon(state, event.refusal.message)
     return state, ()
 

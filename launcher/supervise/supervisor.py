@@ -24,7 +24,7 @@ from launcher.errors import HostUnfit
 from launcher.host.confine import confined_argv
 from launcher.supervise import control, handoff, record
 from launcher.supervise import outcome as ends
-from launcher.supervise.children import Child, become_subreaper, reap_strangers
+from launcher.supervise.children import Child, become_subreaper, reap_all
 from launcher.supervise.console import Console
 from launcher.supervise.loop import READ, Loop
 from launcher.supervise.model import (
@@ -61,6 +61,7 @@ from launcher.vmm.argv import vmm_argv
 from launcher.vmm.events import EventStream
 
 if TYPE_CHECKING:
+    from launcher.errors import LauncherError
     from launcher.supervise.handoff import Settings
     from launcher.supervise.model import Limits
     from launcher.supervise.outcome import Outcome
@@ -76,8 +77,10 @@ _CRASH = re.compile(r"VCPU generated error|panicked at")
 class Supervisor:
     """One VM, from the worker's start to the exit code."""
 
-    def __init__(self, settings: Settings, limits: Limits) -> None:
+    def __init__(self, settings: Settings, limits: Limits, failure: LauncherError | None = None) -> None:
+        """``failure``: there is nothing to start, only a failed start to tell and perhaps to hold."""
         self._settings = settings
+        self._failure = failure
         self._paths = settings.paths
         self._state = State(limits)
         self._exit: Outcome | None = None
@@ -95,6 +98,7 @@ class Supervisor:
             lambda: self._record.mark("first console byte"),
         )
         self._api = ApiQueue(self._loop, self._paths, time.monotonic, self._feed)
+        self._api.close()  # sockets that a launcher that was killed left behind
         self._worker: Child | None = None
         self._vmm: Child | None = None
         self._vmm_events: int | None = None
@@ -110,10 +114,19 @@ class Supervisor:
         self._record.mark("launcher started")
         self._record.event("started", {"pid": os.getpid()})
         self._save_state()
-        self._start_worker()
-        while self._exit is None:
-            self._loop.run_once()
-        self._clean_up()
+        try:
+            if self._failure is None:
+                self._start_worker()
+            else:
+                self._fail(self._failure)
+                self._feed(WorkerExited(0))
+            while self._exit is None:
+                self._loop.run_once()
+        except Exception as error:  # noqa: BLE001  # the last line of defence: nothing may end us without a word
+            _log.exception("the supervisor failed unexpectedly")
+            self._exit = ends.internal(error)
+            self._write_result(self._exit)
+        self._clean_up(self._exit)
         return self._exit.exit_code
 
     # --- what happens ---
@@ -151,12 +164,15 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            children = (self._worker, self._vmm, *self._helpers.values())
-            reap_strangers({child.pid for child in children if child is not None and child.status is None})
+            reap_all({child.pid: child for child in self._children if child.status is None})
         else:
             name = signal.Signals(number).name
             self._record.event("signal", {"signal": name})
             self._feed(StopSignal(name))
+
+    @property
+    def _children(self) -> list[Child]:
+        return [child for child in (self._worker, self._vmm, *self._helpers.values()) if child is not None]
 
     # --- what is done about it ---
 
@@ -205,6 +221,7 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(reports, 65536):
                     received.extend(data)
+                self._loop.unwatch(reports)  # closed: its exit comes next
             *lines, rest = bytes(received).split(b"\n")
             received[:] = rest
             for line in lines:
@@ -240,9 +257,7 @@ class Supervisor:
                     self._record.mark(message.step, took_ms=round(message.milliseconds))
                     self._record.event("prepared", {"step": message.step, "tookMs": round(message.milliseconds)})
             case handoff.WorkerFailure():
-                outcome = ends.failed(message.error())
-                self._record.event("failed", {"reason": outcome.reason, "message": outcome.message}, warning=True)
-                self._feed(PreparationFailed(outcome))
+                self._fail(message.error())
             case handoff.Handoff():
                 for warning in message.warnings:
                     self._record.event("warning", {"message": warning}, warning=True)
@@ -250,6 +265,11 @@ class Supervisor:
                 self._feed(Prepared(message))
             case _:
                 assert_never(message)
+
+    def _fail(self, error: LauncherError) -> None:
+        outcome = ends.failed(error)
+        self._record.event("failed", {"reason": outcome.reason, "message": outcome.message}, warning=True)
+        self._feed(PreparationFailed(outcome))
 
     def _start_helper(self, name: str) -> None:
         if self._state.handoff is None:
@@ -277,7 +297,6 @@ class Supervisor:
         if self._state.handoff is None:
             return
         launch = self._state.handoff.vmm
-        self._api.close()  # what a launcher that was killed left behind
         self._paths.serial_socket.unlink(missing_ok=True)  # the VMM never unlinks a stale one
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             # Bound by us and inherited: it can be connected to at once, and under a private name until the VM runs.
@@ -309,25 +328,27 @@ class Supervisor:
         self._record.mark("vmm started")
         self._record.event("vmm-started", {"pid": self._vmm.pid, "version": ".".join(map(str, launch.version))})
 
-    def _read_vmm_events(self) -> None:
+    def _read_vmm_events(self) -> bool:
+        """Take what is there, up to a limit; False when there was nothing."""
         if self._vmm_events is None:
-            return
+            return False
         try:
             data = os.read(self._vmm_events, 65536)
         except BlockingIOError:
-            return
+            return False
         if not data:  # the VMM ended, or closed it
             self._loop.unwatch(self._vmm_events)
-            return
+            return False
         for event in self._event_stream.feed(data):
             self._record.event(f"{event.source} {event.event}", event.properties)
             if event.source == "virtio-device" and event.event == "activated":
                 self._record.mark("guest drivers up")
             self._feed(VmmSaid(event.source, event.event, event.properties))
-        self._read_vmm_events()
+        return True
 
     def _vmm_ended(self, status: int) -> None:
-        self._read_vmm_events()
+        while self._read_vmm_events():
+            pass
         if self._vmm_events is not None:
             self._loop.unwatch(self._vmm_events)
             os.close(self._vmm_events)
@@ -351,6 +372,7 @@ class Supervisor:
             "pid": os.getpid(),
             "uptimeSeconds": round(time.monotonic() - self._started, 3),
             "consoleBytes": self._console.bytes,
+            "consoleDroppedBytes": self._console.dropped,
             "memory": {"supervisorPssBytes": _own_pss()},
         }
         if state.outcome is not None:
@@ -399,14 +421,13 @@ class Supervisor:
         )
         _log.log(level, outcome.message, extra={"fields": fields})
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, outcome: Outcome) -> None:
         self._record.mark("ended")
-        self._record.event("ended", {"reason": self._exit.reason if self._exit else ""})
-        children = [child for child in (self._worker, self._vmm, *self._helpers.values()) if child is not None]
-        for child in children:
+        self._record.event("ended", {"reason": outcome.reason})
+        for child in self._children:
             child.send(signal.SIGKILL)  # the VMM is gone by now; dnsmasq keeps its lease file at every lease
-            child.wait()
-        self._api.withdraw()
+            child.reap()
+        self._api.close()
         self._console.close()
         self._save_state()
         self._control.close()
@@ -424,8 +445,9 @@ class Supervisor:
 
 def _pass_on(line: str) -> None:
     """The worker's log lines are ours."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody reads our log any more
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def _last_words(lines: list[str]) -> str:

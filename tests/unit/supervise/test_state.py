@@ -124,6 +124,25 @@ def test_its_exit_explains_a_broken_connection() -> None:
     assert outcome_of(commands).message == "no /dev/kvm"
 
 
+def test_a_signal_that_ends_it_explains_a_broken_connection() -> None:
+    broken = Answered("boot", refusal=REFUSED, unreachable=True)
+    state, commands = play(Prepared(HANDOFF), WorkerExited(0), Answered("ping"), Answered("create"), broken)
+    assert not any(isinstance(command, SignalVmm) for command in commands)
+
+    _, commands = play(VmmExited(-31), state=state)
+    assert (outcome_of(commands).reason, outcome_of(commands).exit_code) == ("VmmKilled", 159)
+
+
+def test_a_vmm_that_never_answers_is_killed() -> None:
+    silent = Answered("ping", refusal=REFUSED, unreachable=True)
+    state, commands = play(Prepared(HANDOFF), WorkerExited(0), silent)
+    assert any(isinstance(command, Arm) and command.timer == "kill" for command in commands)
+
+    state, commands = play(TimerFired("kill"), state=state)
+    assert commands == [SignalVmm(kill=True)]
+    assert outcome_of(play(VmmExited(-9), state=state)[1]) == REFUSED
+
+
 def test_a_failed_preparation_ends_with_its_reason() -> None:
     bad = ends.Outcome("ImageInvalid", 12, "no /vmlinux")
     _, commands = play(PreparationFailed(bad), WorkerExited(12))
@@ -397,6 +416,23 @@ def test_power_off_cuts_at_once() -> None:
     _, commands = play(Answered("shutdown"), VmmSaid("vm", "shutdown"), VmmExited(0), state=state)
     assert AnswerRequest(7) in commands
     assert outcome_of(commands).reason == "GuestPoweredOff"
+
+
+def test_a_refused_power_off_leaves_the_guest_running() -> None:
+    state, commands = play(PowerRequested(7, "off", 10), Answered("shutdown", refusal=REFUSED), state=running())
+
+    assert AnswerRequest(7, REFUSED.message) in commands
+    assert state.phase is Phase.RUNNING
+
+
+def test_sigterm_outlives_a_refused_power_off() -> None:
+    state, _ = play(PowerRequested(7, "off", 10), StopSignal("SIGTERM"), state=running())
+    state, commands = play(Answered("shutdown", refusal=REFUSED), state=state)
+    assert commands == []
+
+    state, commands = play(TimerFired("hard"), state=state)
+    assert SignalVmm(kill=False) in commands
+    assert outcome_of(play(VmmExited(0), state=state)[1]).reason == "TerminatedForced"
 
 
 def test_a_power_action_is_refused_while_nothing_runs() -> None:
