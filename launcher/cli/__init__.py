@@ -6,6 +6,7 @@ This is the one place that prints and that turns errors into exit codes.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -44,6 +45,8 @@ for verb in (
 
 def main() -> NoReturn:
     """The console script: runs a verb and exits with the code of docs/reference/exit-codes.md."""
+    if os.getpid() == 1:  # the kernel drops a signal that PID 1 has no handler for: keep these until somebody reads them
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
     try:
         code = launcher.main(standalone_mode=False)
     except click.exceptions.Abort:

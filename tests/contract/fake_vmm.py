@@ -4,8 +4,9 @@
 
 Its own options come on top: ``--version-knob 46|47|52|53|54``, ``--strict FILE`` (a line for every body that v53.0 would
 not understand as it was meant) and ``--guest-control SOCKET``: a line is an action of the guest, answered with ``ok``:
-``poweroff``, ``reboot``, ``vcpu-error``, ``panic [EVENT]``, ``console TEXT``, ``crash`` (the VMM aborts),
-``ignore-power-button``, ``slow-boot SECONDS``. Else the guest prints one line, echoes, and powers off by the button.
+``poweroff``, ``reboot``, ``vcpu-error``, ``panic [EVENT]``, ``console TEXT``, ``flood MEGABYTES`` (printed as fast as it is
+read), ``crash`` (the VMM aborts), ``ignore-power-button``, ``slow-boot SECONDS``. ``--at-start ACTION`` does one before the
+API answers. Else the guest prints one line, echoes, and powers off by the button.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-V", "--version", action="version", version=text)
     for name in ("api-socket", "event-monitor", "log-file", "strict", "guest-control"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--at-start", action="append", default=[])
     parser.add_argument("--seccomp", choices=["true", "false", "log", "errno"])
     parser.add_argument("-v", action="count")
     if version >= 52:
@@ -187,6 +189,8 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         return fail(str(error))
     machine = Machine(options.version_knob, events, no_shutdown=getattr(options, "no_shutdown", False))
+    for action in options.at_start:
+        machine.guest(*action.split(maxsplit=1))
     program = Program(machine, listener, options.strict)
     if options.guest_control:
         program.control(options.guest_control)

@@ -452,6 +452,8 @@ class Machine:
                 return
             case "console":
                 self.print(argument.encode() + b"\r\n")
+            case "flood" if isinstance(self.serial, SerialSocket):
+                self.serial.flood(int(argument) << 20)
             case "panic":
                 self.events.tell("guest", "panic", event=argument or "panic")
             case "poweroff" if self.no_shutdown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import socket
 import sys
@@ -95,6 +96,13 @@ class SerialSocket(threading.Thread):
                     sent = self.client.send(data)
             if self.replay:
                 self.buffer = (self.buffer + data[sent:])[-REPLAY:]
+
+    def flood(self, size: int) -> None:
+        """``size`` bytes, as fast as the client takes them: a guest waits for its serial port."""
+        chunk = (b"." * 1022 + b"\r\n") * 64
+        while size > 0 and self.client is not None:
+            select.select([], [self.client], [])
+            size -= self.client.send(chunk[:size])
 
     def close(self, *, unlink: bool) -> None:
         """``unlink`` False leaves the path behind, as a VM that was never booted does."""
