@@ -15,6 +15,8 @@ from launcher.errors import NetworkFailed
 from launcher.plan.types import Confinement, HelperSpec, MakeFolder, WriteFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from launcher.facts import HostFacts
     from launcher.plan.types import Action, PodNic
 
@@ -25,7 +27,7 @@ RTN_UNICAST = 1
 
 OPTION_BYTES = 255  # RFC 2132: the length is one byte
 
-_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 _ON_LINK = IPv4Address(0)
 
@@ -106,8 +108,20 @@ def make_lease(nic: PodNic, mtu: int, vm_name: str, nameservers: tuple[str, ...]
         router=router,
         routes=classless_routes(address, routes),
         nameservers=tuple(server for server in servers if server and not server.is_loopback),
-        search=tuple(domain for domain in search if _DOMAIN.fullmatch(domain)),
+        search=search_list(domain for domain in search if _DOMAIN.fullmatch(domain)),
     )
+
+
+def search_list(domains: Iterable[str]) -> tuple[str, ...]:
+    """The first of the domains, as many as option 119 holds without compression: with a longer list dnsmasq may not start."""
+    fitting: list[str] = []
+    room = OPTION_BYTES
+    for domain in domains:
+        room -= len(domain.rstrip(".")) + 2  # a length before each label, and a zero at the end
+        if room < 0:
+            break
+        fitting.append(domain)
+    return tuple(fitting)
 
 
 def _ipv4(text: str) -> IPv4Address | None:

@@ -131,3 +131,18 @@ def test_a_vm_name_that_is_no_host_name_is_kept_out_of_the_configuration() -> No
     assert "vm,1" not in config
     assert "dhcp-option-force=12" not in config
     assert plan.warnings == ("'vm,1 or so' is no host name: the guest is not told its name by DHCP",)
+
+
+def test_a_long_search_list_is_cut_to_what_the_option_holds() -> None:
+    domains = tuple(f"namespace-{number:02}.svc.cluster.example" for number in range(32))  # the most Kubernetes allows
+    facts = HostFacts("x86_64", 4096, (0,), network=NetworkFacts(search=domains))
+    plan = plan_dnsmasq(nic("10.9.8.5/24"), 1500, "vm1", facts, bridge="br-eth0")
+    config = next(action for action in plan.actions if isinstance(action, WriteFile)).content
+    assert f"option:domain-search,{','.join(domains[:7])}\n" in config  # each takes 36 of the 255 bytes
+    assert len(plan.warnings) == 32 - 7
+
+
+def test_a_vm_name_too_long_for_a_host_name_is_left_out() -> None:
+    name = ".".join(["a" * 63] * 4)
+    assert make_lease(nic("10.9.8.5/24"), 1500, name, (), ()).hostname is None
+    assert make_lease(nic("10.9.8.5/24"), 1500, name[:253], (), ()).hostname == name[:253]
