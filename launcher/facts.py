@@ -64,6 +64,7 @@ class Link:
     up: bool
     master: str | None = None
     alias: str | None = None
+    lower: str | None = None  # the link that a VLAN, macvlan or ipvlan rides on
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()  # of every table but the kernel's local one
     neighbours: tuple[Neighbour, ...] = ()

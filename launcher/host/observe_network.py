@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 RT_TABLE_LOCAL = 255
 RTM_F_CLONED = 0x200
 FAMILY_OF_AF = {2: 4, 10: 6}
+# Whose IFLA_LINK is what they ride on; a veth has its peer there.
+STACKED = {"ipvlan", "ipvtap", "macvlan", "macvtap", "vlan"}
 
 # What ``Route`` carries, and what says nothing about the configuration.
 _CARRIED = {"RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_PRIORITY", "RTA_PREFSRC", "RTA_METRICS", "RTA_TABLE"}
@@ -70,15 +72,19 @@ def find_link(netlink: Netlink, name: str) -> Link | None:
 
 
 def _link(message: Message, by_index: dict[int, str]) -> Link:
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+    # With the other one's netns beside it the index counts there.
+    here = kind in STACKED and message.get_attr("IFLA_LINK_NETNSID") is None
     return Link(
         name=by_index[message["index"]],
         index=message["index"],
-        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
+        kind=kind,
         mac=message.get_attr("IFLA_ADDRESS") or "",
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(message["flags"] & IFF_UP),
         master=by_index.get(message.get_attr("IFLA_MASTER") or 0),
         alias=message.get_attr("IFLA_IFALIAS"),
+        lower=by_index.get(message.get_attr("IFLA_LINK") or 0) if here else None,
     )
 
 
@@ -135,7 +141,7 @@ def _foreign(message: Message, metrics: tuple[tuple[str, object], ...]) -> Itera
     for name, value in message["attrs"]:
         if name in _CARRIED or name in _STATE or (name == "RTA_PREF" and value == 0):
             continue
-        yield str(name)
+        yield f"attribute {value['header']['type']} of linux/rtnetlink.h" if name == "UNKNOWN" else str(name)
     yield from (name for name, value in metrics if not isinstance(value, int))
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from launcher.spec.types import VmSpec
 
 MAX_QUEUE_PAIRS = 8  # each pair is a thread of the VMM; more do not pay on a pod's interface
+MAX_MTU = 65521  # a tap's (drivers/net/tun.c: 65535 less an Ethernet header)
 BRIDGE_ADDRESS = "169.254.200.1/30"  # link-local (RFC 3927): in nobody's way
 
 
@@ -63,7 +64,7 @@ def plan_bridge(spec: VmSpec, facts: HostFacts) -> NetworkPlan:
     pairs = min(spec.instance.cpu.vcpus, MAX_QUEUE_PAIRS)
     dhcp = plan_dnsmasq(nic, mtu, spec.name, facts, bridge=ours.bridge) if ipv4 else None
     return NetworkPlan(
-        nets=(NetConfig(id=interface.name, tap=ours.tap, mac=nic.mac, num_queues=2 * pairs),),
+        nets=(NetConfig(id=_device_id(interface.name, spec), tap=ours.tap, mac=nic.mac, num_queues=2 * pairs),),
         actions=(
             WriteFile(
                 facts.paths.network,
@@ -88,8 +89,15 @@ def plan_bridge(spec: VmSpec, facts: HostFacts) -> NetworkPlan:
     )
 
 
+def _device_id(name: str, spec: VmSpec) -> str:
+    """The interface's name, told from a disk's of the same name: the VMM wants ids to be unique over all devices."""
+    return f"{name}_net" if any(disk.name == name for disk in spec.instance.disks) else name
+
+
 def guest_mtu(nic: PodNic) -> int:
-    """The smaller of the link's MTU and the default route's: some CNIs leave the link at 1500 and set only the route."""
+    """The smaller of the link's MTU and the default route's: some CNIs leave the link at 1500 and set only the route. At
+    most what a tap can do.
+    """
     on_routes = (
         value
         for route in nic.routes
@@ -97,7 +105,7 @@ def guest_mtu(nic: PodNic) -> int:
         for name, value in route.metrics
         if name == "RTAX_MTU" and value
     )
-    return min(nic.mtu, *on_routes, nic.mtu)
+    return min(nic.mtu, MAX_MTU, *on_routes)
 
 
 def _links(nic: PodNic, mtu: int, pairs: int, facts: HostFacts) -> tuple[NetworkAction, ...]:

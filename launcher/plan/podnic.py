@@ -29,6 +29,7 @@ POD_LINK = "eth0"  # how every CNI runtime names the interface on the pod networ
 
 REMAKE = "delete the pod: its network has to be made anew"
 NAME_BYTES = 15  # IFNAMSIZ without its NUL
+MAC_TEXT = 17  # characters; a tunnel has its IP address there, InfiniBand 20 octets
 IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x200
 RT_SCOPE_LINK = 253
 RTPROT_REDIRECT, RTPROT_KERNEL, RTPROT_RA = 1, 2, 9
@@ -119,7 +120,7 @@ def pod_nic(facts: NetworkFacts, interface: str) -> PodNic:
     addresses = tuple(address for address in link.addresses if _is_configured(address))
     routes = tuple(route for route in link.routes if _is_configured_route(route, addresses))
     if place is Place.INTERFACE:
-        _check(link, routes)
+        _check(link, routes, [other.name for other in facts.links if other.lower == link.name])
     return PodNic(
         name=interface,
         mac=link.mac,
@@ -196,20 +197,22 @@ def _reachability(route: Route) -> tuple[bool, int]:
     return route.gateway is not None, -int(route.destination.split("/")[1])
 
 
-def _check(link: Link, routes: tuple[Route, ...]) -> None:
-    if problem := next(_problems(link, routes), None):
+def _check(link: Link, routes: tuple[Route, ...], riders: list[str]) -> None:
+    if problem := next(_problems(link, routes, riders), None):
         raise NetworkFailed(
             f"{link.name} cannot be handed to the guest: {problem}", hint="use another CNI configuration"
         )
 
 
-def _problems(link: Link, routes: tuple[Route, ...]) -> Iterator[str]:
-    if not link.mac:
+def _problems(link: Link, routes: tuple[Route, ...], riders: list[str]) -> Iterator[str]:
+    if len(link.mac) != MAC_TEXT:
         yield "it is not an Ethernet interface"
     if link.kind in {"macvlan", "ipvlan"}:
         yield f"{link.kind} links receive no frames for a MAC other than their own, so they cannot be ports of a bridge"
     if link.master:
         yield f"it is a port of {link.master} already"
+    if riders:
+        yield f"{', '.join(riders)} would lose the link below"
     for route in routes:
         if route.foreign:
             yield f"its route {route.destination} has {', '.join(route.foreign)}, which cannot be copied"

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,7 @@ def test_a_pod_without_eth0_is_refused() -> None:
         ("route add 10.9.0.0/16 via 10.244.1.1 realms 7", "RTA_FLOW"),
         ("route add 10.9.0.0/16 via 10.244.1.1 table 999999999", "table 999999999"),
         ("link set eth0 master other", "a port of other"),
+        ("link add rider link eth0 type macvlan mode bridge", "rider would lose the link below"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_before_the_first_change(change: str, words: str) -> None:
@@ -211,6 +213,22 @@ def test_what_cannot_be_copied_is_refused_before_the_first_change(change: str, w
         with pytest.raises(NetworkFailed, match=words):
             hand_over()
         assert observed() == before
+
+
+def test_a_route_of_a_nexthop_object_is_refused() -> None:
+    with pod_netns() as pod, pod.entered():
+        ip_batch(pod.pod_name, "nexthop add id 5 via 10.244.1.9 dev eth0", "route add 10.9.0.0/16 nhid 5")
+        with pytest.raises(NetworkFailed, match="attribute 30"):  # RTA_NH_ID
+            hand_over()
+
+
+def test_an_mtu_beyond_a_taps_stays_on_the_holder() -> None:
+    with pod_netns(replace(FLANNEL, mtu=65535)) as pod, pod.entered():
+        before = configuration(observed())
+        hand_over()
+        facts = observed()
+        assert configuration(facts) == before
+        assert [link.mtu for link in facts.links if link.name in {"br-eth0", "tap-eth0"}] == [65521, 65521]
 
 
 def test_a_macvlan_cannot_be_handed_over() -> None:

@@ -17,7 +17,7 @@ from launcher.plan.types import (
     MakeFolder,
     WriteFile,
 )
-from launcher.spec.types import MultusNetwork
+from launcher.spec.types import MultusNetwork, PodNetwork
 from tests.unit.plan.made import FACTS, SPEC
 
 WITHOUT_NETWORK = replace(SPEC, instance=replace(SPEC.instance, interfaces=()), networks=())
@@ -30,6 +30,17 @@ def test_the_config_is_made_of_its_parts() -> None:
     assert (config.serial.mode, config.serial.socket) == ("Socket", "/var/run/virtink/vmm/serial.sock")
     assert config.console.mode == "Off"
     assert config.pvpanic
+
+
+def test_an_interface_named_like_a_disk_has_another_id() -> None:
+    spec = replace(
+        SPEC,
+        instance=replace(SPEC.instance, interfaces=(replace(SPEC.instance.interfaces[0], name="root"),)),
+        networks=(PodNetwork("root"),),
+    )
+    boot = plan(spec, FACTS)
+    assert [net.id for net in boot.vm_config.net or ()] == ["root_net"]  # no disk has an underscore in its name
+    assert boot.nics[0].name == "root"
 
 
 def test_what_a_vm_has_not_stays_out_of_the_config() -> None:

@@ -77,6 +77,11 @@ def test_the_route_can_lower_the_guests_mtu_but_not_the_holders() -> None:
     assert [action.nic.mtu for action in plan.actions if isinstance(action, EnsureHolder)] == [1450]
 
 
+def test_the_guests_mtu_is_one_that_a_tap_can_have() -> None:
+    plan = planned(replace(ETH0, mtu=65535))
+    assert {action.mtu for action in plan.actions if isinstance(action, EnsureBridge | EnsureTap)} == {65521}
+
+
 @pytest.mark.parametrize(("has_dummy", "kind"), [(True, "dummy"), (False, "bridge")])
 def test_holder_and_stage_are_dummies_where_the_kernel_has_them(has_dummy: bool, kind: str) -> None:  # noqa: FBT001
     actions = planned(has_dummy=has_dummy).actions

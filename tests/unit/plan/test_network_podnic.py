@@ -167,6 +167,7 @@ def test_routes_that_make_gateways_reachable_come_first() -> None:
     ("link", "words"),
     [
         (replace(REAL, mac=""), "not an Ethernet interface"),
+        (replace(REAL, mac="0a:09:08:05"), "not an Ethernet interface"),  # an IP tunnel's address
         (replace(REAL, kind="macvlan"), "macvlan links receive no frames"),
         (replace(REAL, kind="ipvlan"), "ipvlan links receive no frames"),
         (replace(REAL, master="bond0"), "a port of bond0"),
@@ -177,3 +178,12 @@ def test_routes_that_make_gateways_reachable_come_first() -> None:
 def test_what_cannot_be_copied_is_refused(link: Link, words: str) -> None:
     with pytest.raises(NetworkFailed, match=words):
         pod_nic(NetworkFacts((link,)), "eth0")
+
+
+def test_a_link_that_others_ride_on_is_refused() -> None:
+    riders = (
+        Link("eth0.5", 3, "vlan", REAL.mac, 1450, up=True, lower="eth0"),
+        replace(REAL, name="eth1", lower="base"),
+    )
+    with pytest.raises(NetworkFailed, match=r"eth0\.5 would lose the link below"):
+        pod_nic(NetworkFacts((REAL, *riders)), "eth0")
