@@ -63,6 +63,12 @@ class SpecInvalid(LauncherError):
         super().__init__(message, hint=hint)
         self.problems = problems
 
+    @classmethod
+    def at(cls, path: str, message: str) -> SpecInvalid:
+        """A spec with this one problem."""
+        problem = SpecProblem(path, message)
+        return cls(str(problem), problems=(problem,))
+
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems)) if self.problems else super().__str__()
 

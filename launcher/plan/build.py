@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launcher.errors import NetworkFailed
+from launcher.errors import NetworkFailed, SpecInvalid
 from launcher.plan.compute import CONSOLE, plan_cpus, plan_memory, serial
 from launcher.plan.devices import plan_devices
 from launcher.plan.fitness import check_machine, refuse_unsupported
 from launcher.plan.network import NetworkPlan, plan_bridge
-from launcher.plan.storage import plan_disks, plan_payload
+from launcher.plan.storage import CMDLINE, plan_disks, plan_payload
 from launcher.plan.types import BootPlan, Confinement, MakeFolder, VmmLaunch
-from launcher.plan.vmconfig import VmConfig
+from launcher.plan.vmconfig import BODY_LIMIT, VmConfig, body_size
 
 if TYPE_CHECKING:
     from launcher.facts import HostFacts
@@ -24,7 +24,7 @@ _EMULATED = "the guest is emulated, without KVM: it is slow, and the emulator is
 def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     """What has to be done on this machine to boot this VM.
 
-    Raises what stands in the way, the first of: SpecInvalid for what this version cannot run, HostUnfit for what the
+    Raises what stands in the way, the first of: SpecInvalid for what this version or the VMM cannot run, HostUnfit for what the
     machine lacks, ImageInvalid for an unusable image, NetworkFailed for a network that cannot be handed to the guest.
     """
     refuse_unsupported(spec, facts)
@@ -48,6 +48,20 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         MakeFolder(paths.vmm_dir, 0o700, facts.vmm_uid, facts.vmm_gid, "the VMM binds the guest's serial port in it"),
         *network.actions,
     )
+    vm_config = VmConfig(
+        cpus=cpus,
+        memory=memory.config,
+        payload=payload.config,
+        disks=disks.configs or None,
+        net=network.nets or None,
+        serial=serial(paths.serial_socket),
+        console=CONSOLE,
+        pvpanic=True,
+    )
+    if (size := body_size(vm_config)) > BODY_LIMIT:
+        raise SpecInvalid.at(
+            CMDLINE, f"with it the VM's configuration has {size} bytes, the VMM takes at most {BODY_LIMIT}: shorten it"
+        )
     return BootPlan(
         name=spec.name,
         namespace=spec.namespace,
@@ -55,16 +69,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         vmm=VmmLaunch(
             facts.vmm.path, facts.vmm.version, Confinement(facts.vmm_uid, facts.vmm_gid, groups=devices.groups)
         ),
-        vm_config=VmConfig(
-            cpus=cpus,
-            memory=memory.config,
-            payload=payload.config,
-            disks=disks.configs or None,
-            net=network.nets or None,
-            serial=serial(paths.serial_socket),
-            console=CONSOLE,
-            pvpanic=True,
-        ),
+        vm_config=vm_config,
         actions=actions,
         helpers=network.helpers,
         nics=network.nics,

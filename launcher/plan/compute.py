@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher.errors import HostUnfit, SpecInvalid, SpecProblem
+from launcher.errors import HostUnfit, SpecInvalid
 from launcher.plan.vmconfig import ConsoleConfig, CpuAffinity, CpusConfig, CpuTopology, MemoryConfig
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ def plan_memory(memory: Memory, facts: HostFacts) -> MemoryPlan:
     page = memory.hugepage_size or facts.page_size
     size = memory.size - memory.size % page
     if not size:
-        problem = SpecProblem(
+        raise SpecInvalid.at(
             "$.spec.instance.memory.size", f"{memory.size} bytes are less than one page of {page} bytes"
         )
-        raise SpecInvalid(str(problem), problems=(problem,))
     warnings: tuple[str, ...] = ()
     if size != memory.size:
         warnings = (f"memory is rounded down from {memory.size} to {size} bytes, a multiple of the page size {page}",)

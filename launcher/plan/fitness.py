@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, assert_never
 
 from launcher.errors import HostUnfit, SpecInvalid
@@ -39,6 +40,7 @@ CAPABILITIES = {
     "setpcap": "the VMM runs with no capability in its bounding set",
     "setuid": "the VMM runs with a uid of its own",
 }
+SOCKET_PATH_BYTES = 107  # unix(7): sun_path without its NUL
 ARCHITECTURES = ("x86_64", "aarch64")
 
 
@@ -120,6 +122,12 @@ def check_machine(spec: VmSpec, facts: HostFacts) -> None:
     """Raise HostUnfit, with the remedy, for what the machine or the container lacks for this VM."""
     if facts.arch not in ARCHITECTURES:
         raise HostUnfit(f"machines of type {facts.arch} are not supported", hint=f"use {' or '.join(ARCHITECTURES)}")
+    # The longest path of a socket in the run directory.
+    if (excess := len(os.fsencode(facts.paths.serial_socket)) - SOCKET_PATH_BYTES) > 0:
+        raise HostUnfit(
+            f"the path of the run directory, {facts.paths.run_dir}, is {excess} bytes too long for the sockets in it",
+            hint="name a shorter one with --run-dir",
+        )
     if facts.vmm.problem:
         raise HostUnfit(facts.vmm.problem, hint=facts.vmm.hint)
     if facts.kvm.problem and not facts.vmm.emulated:

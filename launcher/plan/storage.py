@@ -6,10 +6,11 @@ What somebody already prepared is used as it is and never rebuilt.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from launcher.errors import ImageInvalid
+from launcher.errors import ImageInvalid, SpecInvalid
 from launcher.plan.seed import seed_files
 from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
 from launcher.plan.vmconfig import DiskConfig, PayloadConfig
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from launcher.plan.types import Action
     from launcher.spec.types import Disk, Kernel, VmSpec
 
+CMDLINE = "$.spec.instance.kernel.cmdline"
+
+_PRINTABLE = re.compile(r"[ -~]*")  # all that rust-vmm's linux-loader takes in a command line
+# cloud-hypervisor's arch/src/aarch64: 2048, less a NUL and " earlycon=pl011,mmio,0x09000000". On x86-64 a command line may
+# have 65536, which no request has room for.
+_ARM64_CMDLINE_BYTES = 2048 - 32
 _SERIAL_BYTES = 20  # what virtio-blk has room for; cloud-hypervisor refuses more
 
 
@@ -38,8 +45,11 @@ class DisksPlan:
 
 
 def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
-    """The kernel with its command line, verbatim. Raises ImageInvalid when there is no kernel this machine can boot."""
+    """The kernel with its command line, verbatim. Raises SpecInvalid for a command line that the VMM would not take, ImageInvalid
+    when there is no kernel this machine can boot.
+    """
     paths = facts.paths
+    _check_cmdline(kernel.cmdline, facts.arch)
     if facts.prepared_kernel:
         give = GiveToVmm(
             paths.prepared_kernel, facts.vmm_uid, facts.vmm_gid, write=False, reason="the VMM loads the prepared kernel"
@@ -55,6 +65,13 @@ def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
             ExtractKernel(paths.kernel_image, paths.kernel, initramfs, f"the VM boots the kernel of {kernel.image}"),
         ),
     )
+
+
+def _check_cmdline(cmdline: str, arch: str) -> None:
+    if not _PRINTABLE.fullmatch(cmdline):
+        raise SpecInvalid.at(CMDLINE, "a kernel command line is one line of printable ASCII")
+    if arch == "aarch64" and len(cmdline) > _ARM64_CMDLINE_BYTES:
+        raise SpecInvalid.at(CMDLINE, f"it has {len(cmdline)} bytes, on arm64 there is room for {_ARM64_CMDLINE_BYTES}")
 
 
 def plan_disks(spec: VmSpec, facts: HostFacts) -> DisksPlan:

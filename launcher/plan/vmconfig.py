@@ -7,8 +7,11 @@ stays the VMM's business. Sizes are bytes. Enumerations are its exact CamelCase 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
+
+BODY_LIMIT = 51200  # bytes of a request's body that every release up to v53.0 takes (micro_http's default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ def wire(config: VmConfig) -> dict[str, Any]:
     """The JSON object for ``vm.create``."""
     result: dict[str, Any] = _wire(config)
     return result
+
+
+def body_size(config: VmConfig) -> int:
+    """How many bytes ``vm.create`` sends."""
+    return len(json.dumps(wire(config), separators=(",", ":")))
 
 
 def _wire(value: Any) -> Any:

@@ -17,7 +17,9 @@ from launcher.plan.types import (
     MakeFolder,
     WriteFile,
 )
-from launcher.spec.types import MultusNetwork, PodNetwork
+from launcher.plan.vmconfig import BODY_LIMIT, body_size
+from launcher.spec.types import Kernel, MultusNetwork, PodNetwork, VmSpec
+from launcher.vmm.http import REQUEST_BODY_LIMIT
 from tests.unit.plan.made import FACTS, SPEC
 
 WITHOUT_NETWORK = replace(SPEC, instance=replace(SPEC.instance, interfaces=()), networks=())
@@ -41,6 +43,34 @@ def test_an_interface_named_like_a_disk_has_another_id() -> None:
     boot = plan(spec, FACTS)
     assert [net.id for net in boot.vm_config.net or ()] == ["root_net"]  # no disk has an underscore in its name
     assert boot.nics[0].name == "root"
+
+
+def with_cmdline(cmdline: str) -> VmSpec:
+    return replace(SPEC, instance=replace(SPEC.instance, kernel=Kernel("k", cmdline)))
+
+
+@pytest.mark.parametrize("cmdline", ["console=ttyS0\n", "quiet\0", "naïve", "a\tb", "\ud800"])
+def test_a_command_line_that_the_vmm_would_refuse_is_refused(cmdline: str) -> None:
+    with pytest.raises(SpecInvalid, match="one line of printable ASCII") as caught:
+        plan(with_cmdline(cmdline), FACTS)
+    assert [problem.path for problem in caught.value.problems] == ["$.spec.instance.kernel.cmdline"]
+
+
+def test_arm64_has_less_room_for_a_command_line() -> None:
+    facts = replace(FACTS, arch="aarch64")
+    plan(with_cmdline("x" * 2016), facts)
+    plan(with_cmdline("x" * 2017), FACTS)
+    with pytest.raises(SpecInvalid, match="2017 bytes, on arm64 there is room for 2016"):
+        plan(with_cmdline("x" * 2017), facts)
+
+
+def test_a_config_that_no_request_has_room_for_is_refused() -> None:
+    assert BODY_LIMIT == REQUEST_BODY_LIMIT
+    fits = BODY_LIMIT - body_size(plan(with_cmdline(""), FACTS).vm_config)
+    assert body_size(plan(with_cmdline("x" * fits), FACTS).vm_config) == BODY_LIMIT
+    with pytest.raises(SpecInvalid, match="has 51201 bytes, the VMM takes at most 51200") as caught:
+        plan(with_cmdline("x" * (fits + 1)), FACTS)
+    assert [problem.path for problem in caught.value.problems] == ["$.spec.instance.kernel.cmdline"]
 
 
 def test_what_a_vm_has_not_stays_out_of_the_config() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from launcher.errors import HostUnfit, SpecInvalid
 from launcher.facts import DeviceFacts
+from launcher.paths import Paths
 from launcher.plan.fitness import CAPABILITIES, check_machine, refuse_unsupported
 from launcher.spec.types import (
     CloudInitVolume,
@@ -139,6 +141,15 @@ def test_a_vmm_that_cannot_be_used_is_told_as_it_was_found() -> None:
     with pytest.raises(HostUnfit, match="not on PATH") as raised:
         check_machine(SPEC, facts)
     assert raised.value.hint == "see --vmm"
+
+
+def test_a_run_directory_too_long_for_its_sockets_is_refused() -> None:
+    def facts(length: int) -> HostFacts:
+        return replace(FACTS, paths=Paths(run_dir=Path("/" + "é" * (length // 2))))
+
+    check_machine(SPEC, facts(90))  # 91 bytes and /vmm/serial.sock
+    with pytest.raises(HostUnfit, match="2 bytes too long for the sockets"):
+        check_machine(SPEC, facts(92))
 
 
 def test_an_unknown_machine_is_refused() -> None:
