@@ -182,7 +182,7 @@ def boot_and_power_off(samples: Samples) -> None:
 
 def _live(pod: VmPod) -> tuple[int, float]:
     """Start the pod with a guest that powers off; the launcher's exit code and the moment it ended (Unix time)."""
-    _furnish(pod, "launcher.test=poweroff")
+    furnish(pod, "launcher.test=poweroff")
     pod.start("--emulate")
     pod.until_event('"started"', PATIENCE)
     pidfd = os.pidfd_open(pod.pid)
@@ -196,7 +196,8 @@ def _live(pod: VmPod) -> tuple[int, float]:
     return pod.wait(), ended
 
 
-def _furnish(pod: VmPod, cmdline: str = "") -> None:
+def furnish(pod: VmPod, cmdline: str = "") -> None:
+    """Give a pod the lab guest's images and a spec that boots them; ``cmdline`` goes to the guest."""
     guest = lab_guest()
     (pod.root / "images/kernel").symlink_to(guest.kernel_image)
     (pod.root / "images/root").symlink_to(guest.rootfs_image)
@@ -210,7 +211,7 @@ def running_supervisor(samples: Samples) -> None:
     """Memory of the resident process, and what asking it costs."""
     idle = [sys.executable, "-I", "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with vm_pod() as pod:
-        _furnish(pod)
+        furnish(pod)
         pod.start("--emulate")
         pod.until_console("GUEST-LEASE", PATIENCE)
         with subprocess.Popen(idle, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as python:
@@ -242,8 +243,7 @@ def _quietly(argv: list[Any], env: dict[str, str] | None = None) -> None:
 
 def count_modules() -> dict[str, int]:
     """Modules the resident process has imported by the end of its life, and those of a bare Python."""
-    with tempfile.TemporaryDirectory() as folder:
-        told = witness(Path(folder))
+    with witness() as told:
         with vm_pod(launcher=told.launcher) as pod:
             _live(pod)
         modules = told.modules()

@@ -7,10 +7,17 @@ loaded in its whole life, a boot and a shutdown included, is among them.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 NAME = "lab_witness"
@@ -42,8 +49,18 @@ class Witness:
         return frozenset(self.report.read_text(encoding="utf-8").split()) - {NAME}
 
 
-def witness(folder: Path) -> Witness:
-    """Make the virtualenv in ``folder``."""
+@contextlib.contextmanager
+def witness() -> Iterator[Witness]:
+    """The virtualenv, as long as the context lasts; any uid may read it, as the VMM's has to."""
+    folder = Path(tempfile.mkdtemp(prefix="witness-"))
+    try:
+        folder.chmod(0o755)
+        yield _make(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _make(folder: Path) -> Witness:
     report = folder / "modules"
     site = folder / SITE
     site.mkdir(parents=True)
