@@ -101,9 +101,10 @@ def _build(action: BuildRootDisk, image: Image, workspace: Path) -> RootDisk:
 
 
 def _newest(flat: FlatTree) -> int:
-    """The time of birth: the newest file's, so that building again gives the same bytes."""
-    newest = max(entry.mtime_ns for _, entry in flat.inodes()) // 10**9
-    return min(max(newest, 1), int(time.time()))
+    """The time of birth: the newest file's, so that building again gives the same bytes; one of the future is no clock."""
+    now = time.time_ns()
+    newest = max((entry.mtime_ns for _, entry in flat.inodes() if entry.mtime_ns <= now), default=0)
+    return max(newest // 10**9, 1)
 
 
 def _check_fit(action: BuildRootDisk, trial: Path, target: ext4.Ext4, plan: Plan) -> None:
