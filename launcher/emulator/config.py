@@ -148,6 +148,8 @@ def parse_net(body: bytes) -> Json:
 def _load(body: bytes) -> Json:
     try:
         given = json.loads(body)
+    except RecursionError as error:
+        raise bad_json("recursion limit exceeded") from error
     except ValueError as error:
         raise bad_json(str(error)) from error
     if not isinstance(given, dict):
@@ -170,8 +172,13 @@ def _typed(value: Any, kind: Kind, where: str) -> Any:
             choices = ", ".join(f"`{word}`" for word in kind)
             raise bad_json(f"unknown variant `{value}`, expected one of {choices}")
         return value
-    if type(value) is not kind or (isinstance(value, int) and value < 0):
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 64):
         raise bad_json(f"invalid type: {value!r}, expected {kind.__name__} for `{where}`")
+    if isinstance(value, str):
+        if any(0xD800 <= ord(character) < 0xE000 for character in value):
+            raise bad_json(f"lone surrogate in `{where}`")
+        if "\0" in value:
+            raise not_emulated(f"a NUL in {where}")
     return value
 
 

@@ -33,6 +33,5 @@ def bad_json(problem: str) -> Refused:
 
 
 def os_words(error: OSError) -> str:
-    """An operating-system error as Rust prints it."""
-    number = error.errno or 0
-    return f"{os.strerror(number)} (os error {number})"
+    """An operating-system error as Rust prints it; Python's own, such as a socket's path being too long, in its words."""
+    return f"{os.strerror(error.errno)} (os error {error.errno})" if error.errno else str(error)

@@ -52,10 +52,13 @@ def test_a_net_gets_a_mac() -> None:
         b'{"cpus": {"boot_vcpus": "1", "max_vcpus": 1}}',
         b'{"cpus": {"boot_vcpus": true, "max_vcpus": 1}}',
         b'{"cpus": {"boot_vcpus": -1, "max_vcpus": 1}}',
+        b'{"memory": {"size": 18446744073709551616}}',
         b'{"cpus": null}',
         b'{"serial": {"mode": "tty"}}',
         b'{"disks": {}}',
         b'{"disks": ["x"]}',
+        b'{"payload": {"cmdline": "\\ud800"}}',
+        b"[" * 50000,
     ],
 )
 def test_json_that_does_not_fit_is_400(body: bytes) -> None:
@@ -71,6 +74,7 @@ def test_json_that_does_not_fit_is_400(body: bytes) -> None:
         ({}, "console mode Tty"),
         ({**OFF, "fs": [{"tag": "a", "socket": "/s"}]}, "fs"),
         ({**OFF, "watchdog": True}, "watchdog"),
+        ({**OFF, "serial": {"mode": "Socket", "socket": "/a\0b"}}, "a NUL in socket"),
         ({**OFF, "debug_console": {"mode": "Tty"}}, "debug_console"),
         ({**OFF, "payload": {"firmware": "/f"}}, "payload.firmware"),
         ({**OFF, "disks": [{"path": "/d", "vhost_user": True}]}, "disks.vhost_user"),

@@ -132,6 +132,11 @@ def test_a_socket_stays_behind_when_told_so(path: Path) -> None:
             Serial({"mode": "Socket", "socket": str(path)}, made.loop)
 
 
+def test_a_path_too_long_for_a_socket_is_told_so(path: Path) -> None:
+    with selectors.DefaultSelector() as loop, pytest.raises(Refused, match="path too long"):
+        Serial({"mode": "Socket", "socket": f"{path}{'x' * 108}"}, loop)
+
+
 def test_a_file_is_emptied_and_written(path: Path) -> None:
     path.write_text("from the last boot, and longer")
     with lab({"mode": "File", "file": str(path)}) as made:
