@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,19 @@ def test_only_the_command_line_prints() -> None:
         offenders += [f"{place}:{c.lineno}" for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
 
     assert not offenders
+
+
+def test_setup_tells_in_one_sentence_that_it_needs_root(tmp_path: Path) -> None:
+    for name, line in (("dpkg-query", "exit 1"), ("id", "echo 1000")):  # nothing is installed, and this is not root
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+    path = f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"
+    done = subprocess.run([ROOT / ".ci/setup"], env={"PATH": path}, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(r"setup: run it as root, it installs: e2fsprogs [^\n]+\n", done.stderr)
 
 
 def test_no_notes_to_self() -> None:
