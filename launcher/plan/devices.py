@@ -30,8 +30,6 @@ def plan_devices(spec: VmSpec, facts: HostFacts) -> DevicesPlan:
     The node's group is the gentlest key. Where that does not open it, or is root's, the node changes its owner: it is the
     container's own, so nobody else sees that.
     """
-    if facts.vmm_uid == 0:
-        return DevicesPlan()
     needed: list[tuple[Path, DeviceFacts]] = []
     if not facts.vmm.emulated:
         needed.append((KVM, facts.kvm))

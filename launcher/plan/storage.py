@@ -54,7 +54,7 @@ def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
         give = GiveToVmm(
             paths.prepared_kernel, facts.vmm_uid, facts.vmm_gid, write=False, reason="the VMM loads the prepared kernel"
         )
-        return PayloadPlan(PayloadConfig(str(paths.prepared_kernel), kernel.cmdline), (give,) if facts.vmm_uid else ())
+        return PayloadPlan(PayloadConfig(str(paths.prepared_kernel), kernel.cmdline), (give,))
     image = _usable(facts.kernel_image, paths.kernel_image, kernel.image, f"or prepare {paths.prepared_kernel}")
     initramfs = paths.initramfs if image.initramfs else None
     return PayloadPlan(
@@ -109,9 +109,8 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, 
             assert_never(other)
     if actions and not found.folder:
         actions.insert(0, MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {name}"))
-    if facts.vmm_uid:
-        why = f"the VMM opens disk {name}"
-        actions.append(GiveToVmm(path, facts.vmm_uid, facts.vmm_gid, write=not read_only, reason=why))
+    why = f"the VMM opens disk {name}"
+    actions.append(GiveToVmm(path, facts.vmm_uid, facts.vmm_gid, write=not read_only, reason=why))
     return DiskConfig(disk.name, str(path), read_only, "Raw", _serial(disk.name)), actions
 
 

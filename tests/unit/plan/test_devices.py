@@ -37,7 +37,14 @@ def test_a_node_that_is_the_vmms_already_needs_nothing() -> None:
     assert plan_devices(SPEC, replace(FACTS, kvm=DeviceFacts(107, 0, 0o600))) == DevicesPlan()
 
 
-def test_root_needs_nothing() -> None:
+def test_root_without_capabilities_opens_no_more_than_others() -> None:
+    facts = replace(FACTS, vmm_uid=0, vmm_gid=0, kvm=DeviceFacts(107, 995, 0o660), tun=DeviceFacts(107, 107, 0o600))
+    devices = plan_devices(SPEC, facts)
+    assert devices.groups == (995,)
+    assert [(give.path, give.uid) for give in devices.actions] == [(TUN, 0)]
+
+
+def test_what_is_roots_needs_nothing_for_root() -> None:
     facts = replace(FACTS, vmm_uid=0, vmm_gid=0, kvm=DeviceFacts(0, 0, 0o600), tun=DeviceFacts(0, 0, 0o600))
     assert plan_devices(SPEC, facts) == DevicesPlan()
 

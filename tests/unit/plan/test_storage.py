@@ -96,11 +96,11 @@ def test_what_is_prepared_is_only_given() -> None:
     assert [type(action) for action in disks.actions] == [GiveToVmm, GiveToVmm]
 
 
-def test_root_needs_to_be_given_nothing() -> None:
+def test_root_without_capabilities_is_given_the_disks_too() -> None:
     prepared = (DiskFacts("root", folder=True, rootfs_raw=True), DiskFacts("seed", folder=True, cloud_init_iso=True))
     facts = replace(FACTS, vmm_uid=0, vmm_gid=0, disks=prepared, prepared_kernel=True)
-    assert plan_disks(SPEC, facts).actions == ()
-    assert plan_payload(KERNEL, facts).actions == ()
+    actions = (*plan_disks(SPEC, facts).actions, *plan_payload(KERNEL, facts).actions)
+    assert [(type(action), getattr(action, "uid", None)) for action in actions] == [(GiveToVmm, 0)] * 3
 
 
 def test_a_folder_nothing_is_mounted_at_is_made_for_what_is_built() -> None:
