@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -7,10 +8,27 @@ import pytest
 from launcher.vmm.requests_transport import RequestsTransport
 from launcher.vmm.transport import SocketTransport, Transport
 from tests.contract.harness import Vmm, fake_command, real_binary
+from tests.contract.machine import INSIDE, MARKER, KvmCannotSave, problem_in_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except KvmCannotSave:
+        if INSIDE in os.environ:
+            raise
+    if problem := problem_in_machine(pyfuncitem):
+        pytest.fail(problem, pytrace=False)
+    return True
 
 
 class Start(Protocol):
