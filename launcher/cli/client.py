@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,15 @@ def events(run_dir: Path, output: str, *, follow: bool) -> None:
         for line in read_lines(path.control_socket, "/events?follow" if follow else "/events"):
             _show_event(line, output)
     except LauncherError:
-        if follow or not path.events.exists():
+        if follow:
             raise
-        for text in path.events.read_text().splitlines():
+        try:
+            left = path.events.read_text(errors="replace")
+        except OSError:
+            left = None
+        if left is None:
+            raise
+        for text in left.splitlines():
             _show_event(text, output)
 
 
@@ -80,6 +87,8 @@ def timeline(run_dir: Path, output: str) -> None:
         seen = json.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"there is no timeline at {path}: {error.strerror}", hint="did a launcher run here?") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no timeline: {error}", hint="did something else write there?") from None
     if output == "json":
         click.echo(json.dumps(seen, indent=2))
         return
@@ -96,7 +105,7 @@ def timeline(run_dir: Path, output: str) -> None:
 @click.argument("path")
 @click.argument("body", required=False)
 def api(run_dir: Path, method: str, path: str, body: str | None) -> None:
-    """One raw call to the VMM's REST API, e.g. `launcher api GET vm.info`."""
+    """One raw call to the VMM's REST API, for example `launcher api GET vm.info`."""
     from launcher.vmm.api import ROOT, Call, accept
     from launcher.vmm.requests_transport import RequestsTransport
 
@@ -114,12 +123,14 @@ def _ask(run_dir: Path, method: str, path: str, body: dict[str, Any] | None = No
     from launcher.vmm.transport import SocketTransport
 
     data = json.dumps(body).encode() if body is not None else None
+    socket = Paths(run_dir=run_dir).control_socket
+    hint = "is it running, and is --run-dir right?"
+    if not os.path.lexists(socket):
+        raise UsageError(f"no launcher answers in {run_dir}: there is no {socket}", hint=hint)
     try:
-        response = SocketTransport(Paths(run_dir=run_dir).control_socket).call(Call(method, path, data, wait))
+        response = SocketTransport(socket).call(Call(method, path, data, wait))
     except LauncherError as error:
-        raise UsageError(
-            f"no launcher answers in {run_dir}: {error.message}", hint="is it running, and is --run-dir right?"
-        ) from None
+        raise UsageError(f"no launcher answers in {run_dir}: {error.message}", hint=hint) from None
     answer: dict[str, Any] = json.loads(response.body)
     if response.status >= 300:
         raise UsageError(str(answer.get("error", f"status {response.status}")))
@@ -127,10 +138,13 @@ def _ask(run_dir: Path, method: str, path: str, body: dict[str, Any] | None = No
 
 
 def _show_event(line: str, output: str) -> None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # a launcher was killed while it wrote this line
+        return
     if output == "json":
         click.echo(line)
         return
-    event = json.loads(line)
     fields = "  ".join(f"{name}={value}" for name, value in event.items() if name not in {"time", "ms", "event"})
     click.echo(f"{event['time']}  {event['ms']:8d} ms  {event['event']:24} {fields}".rstrip())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ _out = click.argument("out", type=click.Path(path_type=Path))
 
 @click.group("image")
 def image() -> None:
-    """Look into images, take the kernel out, build root disks."""
+    """Look into images, take the kernel out, build root disks, fetch images from a registry."""
 
 
 @image.command()
@@ -51,6 +53,8 @@ def rootfs(image: Path, out: Path, size: str) -> None:
         wanted = parse_quantity(size).ceil()
     except ValueError as error:
         raise UsageError(f"--size: {error}", hint="a Kubernetes quantity, as in 4Gi") from None
+    if not 0 < wanted < 1 << 63:
+        raise UsageError(f"--size {size}: a disk has more than no bytes and less than 8Ei", hint="as in 4Gi")
     action = BuildRootDisk(out.stem, image, out.absolute(), wanted, "asked for by hand")
     disk = build_root_disk(action, arch=platform.machine())
     for lost in disk.lost:
@@ -84,3 +88,41 @@ def inspect(image: Path, output: str) -> None:
     for name, value in seen.items():
         for line in value if isinstance(value, list) else [value]:
             click.echo(f"{name:10} {line or 'none'}")
+
+
+@image.command()
+@click.argument("reference", metavar="REF")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--authfile",
+    type=click.Path(path_type=Path),
+    envvar="LAUNCHER_AUTHFILE",
+    show_envvar=True,
+    help="Credentials as a dockerconfigjson.  [default: the one mounted at /var/run/secrets/launcher, if any]",
+)
+@click.option(
+    "--cert-dir",
+    type=click.Path(path_type=Path),
+    envvar="LAUNCHER_CERT_DIR",
+    show_envvar=True,
+    help="Folder with the registry's authority as *.crt, and *.cert and *.key of ours.",
+)
+@click.option("--insecure", is_flag=True, help="Take any certificate, or none at all. Never by default.")
+def pull(reference: str, folder: Path, authfile: Path | None, cert_dir: Path | None, *, insecure: bool) -> None:
+    """Fetch the image REF, for this machine's architecture, from a registry into DIR as an OCI layout."""
+    from launcher.host.registry import AUTHFILE, pull
+
+    # The folder a killed pull leaves is removed by the next one; this one, asked to end, removes it itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+    if authfile is None and AUTHFILE.exists():
+        authfile = AUTHFILE
+    digest = pull(
+        reference,
+        folder.absolute(),
+        arch=platform.machine(),
+        authfile=authfile,
+        cert_dir=cert_dir.absolute() if cert_dir else None,
+        insecure=insecure,
+    )
+    click.echo(f"{folder}: {digest}")

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from launcher.facts import HostFacts
     from launcher.spec.load import Loaded
 
+_FACTS_LIMIT = 16 << 20  # bytes
+
 
 @click.command()
 @options.spec_argument
 def validate(spec: Path | None) -> None:
     """Check a spec against the API and print every problem; what is fine prints nothing."""
-    for warning in _load(spec).warnings:
+    for warning in _load(spec)[0].warnings:
         click.echo(f"warning: {warning}", err=True)
 
 
@@ -36,8 +38,8 @@ def plan(spec: Path | None, facts_file: Path | None, output: str, **host: Any) -
     from launcher.plan.build import plan as make_plan
     from launcher.plan.text import render_json, render_text
 
-    loaded = _load(spec)
-    facts_seen = _read_facts(facts_file) if facts_file is not None else _observe(loaded, host)
+    loaded, from_vm_data = _load(spec)
+    facts_seen = _read_facts(facts_file) if facts_file is not None else _observe(loaded, host, from_vm_data)
     boot_plan = make_plan(loaded.spec, facts_seen)
     if output == "json":
         click.echo(json.dumps(render_json(boot_plan), indent=2))
@@ -53,26 +55,27 @@ def facts(spec: Path | None, **host: Any) -> None:
     from launcher.codec import to_json
     from launcher.errors import SpecInvalid
 
+    loaded, from_vm_data = None, False  # without a spec everything in the folders is looked at
     try:
-        loaded = _load(spec)
+        loaded, from_vm_data = _load(spec)
     except SpecInvalid:
         if spec is not None:
             raise
-        loaded = None  # without a spec everything in the folders is looked at
-    click.echo(json.dumps(to_json(_observe(loaded, host)), indent=2))
+    click.echo(json.dumps(to_json(_observe(loaded, host, from_vm_data)), indent=2))
 
 
-def _load(path: Path | None) -> Loaded:
+def _load(path: Path | None) -> tuple[Loaded, bool]:
+    """The spec, and whether it came from $VM_DATA."""
     from launcher.spec.load import load
 
     document, from_vm_data = options.read_spec(path)
-    return load(document, unknown_fields="warn" if from_vm_data else "fail")
+    return load(document, unknown_fields="warn" if from_vm_data else "fail"), from_vm_data
 
 
-def _observe(loaded: Loaded | None, host: dict[str, Any]) -> HostFacts:
+def _observe(loaded: Loaded | None, host: dict[str, Any], from_vm_data: bool) -> HostFacts:  # noqa: FBT001  # private
     from launcher import worker
 
-    settings = options.settings(b"", from_vm_data=False, **host)
+    settings = options.settings(b"", from_vm_data=from_vm_data, **host)
     return worker.observe_machine(loaded.spec if loaded else None, settings)
 
 
@@ -82,10 +85,14 @@ def _read_facts(path: Path) -> HostFacts:
 
     hint = "make the file with launcher facts"
     try:
-        return from_json(HostFacts, json.loads(path.read_bytes()))
+        with path.open("rb") as file:
+            text = file.read(_FACTS_LIMIT + 1)
+        if len(text) > _FACTS_LIMIT:
+            raise UsageError(f"the facts {path} have more than {_FACTS_LIMIT} bytes", hint=hint)
+        return from_json(HostFacts, json.loads(text))
     except OSError as error:
         raise UsageError(f"cannot read the facts {path}: {error.strerror}", hint=hint) from None
     except DoesNotFit as error:
         raise UsageError(f"{path} holds no facts of this version: {error}", hint=hint) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}", hint=hint) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 SPEC_FILE = Path("/etc/launcher/vm.json")
 SPEC_LIMIT = 4 << 20  # bytes; an API object is at most 1.5 MiB
+_NOBODY = (1 << 32) - 1  # (uid_t)-1, "leave it as it is" to chown
 
 run_dir = click.option(
     "--run-dir",
@@ -105,14 +105,15 @@ def read_spec(path: Path | None) -> tuple[bytes, bool]:
     """
     if path is None and (named := os.environ.get("LAUNCHER_SPEC")):
         path = Path(named)
-    if path is None and SPEC_FILE.exists():
+    if path is None and os.path.lexists(SPEC_FILE):
         path = SPEC_FILE
     if path is not None:
         return _read(path), False
     if (data := os.environ.get("VM_DATA")) is not None:
         try:
-            return base64.b64decode(data, validate=True), True
-        except binascii.Error as error:
+            # Lines are fine: Go's decoder, which Virtink uses, passes over their ends too.
+            return base64.b64decode(data.replace("\r", "").replace("\n", ""), validate=True), True
+        except ValueError as error:
             raise SpecInvalid(
                 f"$VM_DATA is not base64: {error}", hint="it is the VirtualMachine as base64 JSON"
             ) from None
@@ -125,6 +126,8 @@ def read_spec(path: Path | None) -> tuple[bytes, bool]:
 def _read(path: Path) -> bytes:
     try:
         if str(path) == "-":
+            if sys.stdin is None:
+                raise SpecInvalid("there is no VM spec on stdin: it is closed", hint="pipe it in, or name a file")
             document = sys.stdin.buffer.read(SPEC_LIMIT + 1)
         else:
             with path.open("rb") as file:
@@ -162,6 +165,6 @@ def user(text: str | None, *, default: int) -> tuple[int, int]:
     if text is None:
         return default, default
     uid, colon, gid = text.partition(":")
-    if not uid.isdecimal() or (colon and not gid.isdecimal()):
+    if not all(number.isdecimal() and int(number) < _NOBODY for number in ([uid, gid] if colon else [uid])):
         raise UsageError(f"--vmm-user {text!r} is not UID or UID:GID", hint="numbers, as in 107:107")
     return int(uid), int(gid or uid)

@@ -19,16 +19,16 @@ def read_lines(path: Path, target: str) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(os.fspath(path))
+            connection.sendall(encode_request("GET", target, None))
+            with connection.makefile("rb") as stream:
+                status = stream.readline().split()
+                while stream.readline().strip():
+                    pass
+                if status[1:2] != [b"200"]:
+                    raise UsageError(f"the launcher refused {target}: {stream.read(1000).decode(errors='replace')}")
+                for line in stream:
+                    yield line.decode().rstrip("\n")
         except OSError as error:
             raise UsageError(
                 f"no launcher answers at {path}: {error.strerror or error}", hint="is it running?"
             ) from None
-        connection.sendall(encode_request("GET", target, None))
-        with connection.makefile("rb") as stream:
-            status = stream.readline().split()
-            while stream.readline().strip():
-                pass
-            if status[1:2] != [b"200"]:
-                raise UsageError(f"the launcher refused {target}: {stream.read(1000).decode(errors='replace')}")
-            for line in stream:
-                yield line.decode().rstrip("\n")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _HINTS = {
     errno.EACCES: "run the launcher as root, with the capabilities it asks for",
     errno.EDQUOT: "raise the quota",
+    errno.EFBIG: "the file system there cannot hold so large a file: choose a smaller size, or mount another there",
     errno.ENOSPC: "make room, or mount a larger volume there",
     errno.ENOTDIR: "something else is there: move it away",
     errno.EPERM: "run the launcher as root, with the capabilities it asks for",
