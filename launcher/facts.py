@@ -106,6 +106,20 @@ class DiskFacts:
     folder: bool = False  # the folder exists
     rootfs_raw: bool = False
     cloud_init_iso: bool = False
+    cloud_init_ours: bool = False  # a launcher wrote it: it follows its input, where somebody else's is left alone
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFacts:
+    """A Secret's value that the pod mounts as a file; its content is never among the facts.
+
+    ``problem`` is why it cannot be used; the rest is then empty.
+    """
+
+    size: int = 0  # bytes
+    sha256: str = ""  # hexadecimal
+    problem: str | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +163,8 @@ class HostFacts:
     kernel_image: ImageFacts | None = None
     images: tuple[ImageFacts, ...] = ()
     disks: tuple[DiskFacts, ...] = ()
+    user_data_secret: SecretFacts | None = None  # None when nothing is mounted there
+    network_data_secret: SecretFacts | None = None
     network: NetworkFacts = NetworkFacts()
     dnsmasq: str | None = None  # its path, None when it is not installed
     receive_migration: bool = False  # $RECEIVE_MIGRATION: the pod is the target of a migration

@@ -110,3 +110,12 @@ class Paths:
 
     def seed_disk(self, volume: str) -> Path:
         return self.volume(volume) / "cloud-init.iso"
+
+    @property
+    def user_data_secret(self) -> Path:
+        """Where Virtink mounts the Secret that holds a VM's user data; one a VM, whatever the volume is called."""
+        return self.disks / "virtink-cloud-init-user-data" / "value"
+
+    @property
+    def network_data_secret(self) -> Path:
+        return self.disks / "virtink-cloud-init-network-data" / "value"

@@ -15,7 +15,13 @@ from launcher.errors import LauncherError
 from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
 from launcher.host.confine import confined_argv
-from launcher.host.observe_files import is_file, observe_disk, observe_kernel_image, observe_volume_image
+from launcher.host.observe_files import (
+    is_file,
+    observe_disk,
+    observe_kernel_image,
+    observe_secret,
+    observe_volume_image,
+)
 from launcher.host.observe_network import observe_network
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
@@ -82,6 +88,8 @@ def observe(
         kernel_image=_kernel_image(spec, paths, machine.machine),
         images=_images(spec, paths, machine.machine, disks),
         disks=disks,
+        user_data_secret=observe_secret(paths.user_data_secret),
+        network_data_secret=observe_secret(paths.network_data_secret),
         network=_network(),
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
         receive_migration=receive_migration,

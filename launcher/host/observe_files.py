@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
-from launcher.facts import DiskFacts, ImageFacts
+from launcher.facts import DiskFacts, ImageFacts, SecretFacts
+from launcher.host.seed import is_ours, read_secret
 from launcher.image.kernel import INITRAMFS_PATH, find_kernel
 from launcher.image.source import open_image
 
@@ -38,7 +40,19 @@ def observe_disk(paths: Paths, volume: str) -> DiskFacts:
         folder=stat.S_ISDIR(_mode(paths.volume(volume))),
         rootfs_raw=is_file(paths.rootfs_disk(volume)),
         cloud_init_iso=is_file(paths.seed_disk(volume)),
+        cloud_init_ours=is_ours(paths.seed_disk(volume)),
     )
+
+
+def observe_secret(path: Path) -> SecretFacts | None:
+    """A Secret's mounted value by size and digest. None when nothing is there."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_secret(path)
+    except LauncherError as error:
+        return SecretFacts(problem=error.message, hint=error.hint)
+    return SecretFacts(len(content), hashlib.sha256(content).hexdigest())
 
 
 def observe_volume_image(path: Path, arch: str) -> ImageFacts | None:

@@ -64,6 +64,8 @@ def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
     for at, volume in enumerate(spec.volumes):
         for key, what in _unsupported_sources(volume):
             yield f"$.spec.volumes[{at}].{key}", what
+        for key, what in _second_secrets(volume, spec.volumes[:at], facts):
+            yield f"$.spec.volumes[{at}].{key}", what
     yield from _unsupported_networks(spec.networks)
     if facts.receive_migration:
         yield "$RECEIVE_MIGRATION", "the pod is the target of a migration"
@@ -90,10 +92,7 @@ def _unsupported_sources(volume: Volume) -> Iterator[tuple[str, str]]:
         case ContainerRootfsVolume():
             pass
         case CloudInitVolume():
-            if isinstance(volume.user_data, SecretRef):
-                yield "cloudInit.userDataSecretName", "user data from a Secret"
-            if isinstance(volume.network_data, SecretRef):
-                yield "cloudInit.networkDataSecretName", "network data from a Secret"
+            pass
         case ContainerDiskVolume():
             yield "containerDisk", "a disk from an image"
         case PvcVolume():
@@ -102,6 +101,25 @@ def _unsupported_sources(volume: Volume) -> Iterator[tuple[str, str]]:
             yield "dataVolume", "a disk from a data volume"
         case other:
             assert_never(other)
+
+
+def _second_secrets(volume: Volume, before: tuple[Volume, ...], facts: HostFacts) -> Iterator[tuple[str, str]]:
+    """Virtink's pod has one place for user data from a Secret and one for network data, whatever the volumes are called."""
+    if not isinstance(volume, CloudInitVolume):
+        return
+    seeds = [seed for seed in before if isinstance(seed, CloudInitVolume)]
+    if isinstance(volume.user_data, SecretRef) and any(isinstance(seed.user_data, SecretRef) for seed in seeds):
+        where = facts.paths.user_data_secret.parent
+        yield (
+            "cloudInit.userDataSecretName",
+            f"a second volume's user data from a Secret: only one is mounted at {where}",
+        )
+    if isinstance(volume.network_data, SecretRef) and any(isinstance(seed.network_data, SecretRef) for seed in seeds):
+        where = facts.paths.network_data_secret.parent
+        yield (
+            "cloudInit.networkDataSecretName",
+            f"a second volume's network data from a Secret: only one is mounted at {where}",
+        )
 
 
 def _unsupported_networks(networks: tuple[Network, ...]) -> Iterator[tuple[str, str]]:

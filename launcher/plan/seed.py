@@ -6,10 +6,14 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from launcher.plan.types import SeedFile
+from launcher.errors import StorageFailed
+from launcher.plan.types import SecretSeedFile, SeedFile
 from launcher.spec.types import SecretRef
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launcher.facts import HostFacts, SecretFacts
     from launcher.spec.types import CloudInitVolume, VmSpec
 
 # What YAML 1.1 reads as text without quotes: a word that is no boolean or null, or the canonical form of a UUID.
@@ -18,8 +22,8 @@ _PLAIN = re.compile(
 )
 
 
-def seed_files(spec: VmSpec, volume: CloudInitVolume) -> tuple[SeedFile, ...]:
-    """What the guest's cloud-init finds on the volume.
+def seed_files(spec: VmSpec, volume: CloudInitVolume, facts: HostFacts) -> tuple[SeedFile | SecretSeedFile, ...]:
+    """What the guest's cloud-init finds on the volume. Raises StorageFailed for a Secret that is not there.
 
     The instance id and host name are those Virtink sets (virtink, vm_controller.go): the VM's uid and name. A VM without a
     uid is known by its namespace and name; no slash, since cloud-init makes a folder of it. user-data is always there,
@@ -27,10 +31,11 @@ def seed_files(spec: VmSpec, volume: CloudInitVolume) -> tuple[SeedFile, ...]:
     """
     identity = spec.uid or f"{spec.namespace}.{spec.name}"
     meta_data = f"instance-id: {_scalar(identity)}\nlocal-hostname: {_scalar(spec.name)}"
-    files = [SeedFile("meta-data", meta_data.encode()), SeedFile("user-data", _data(volume.user_data) or b"")]
-    network = _data(volume.network_data)
-    if network is not None:
-        files.append(SeedFile("network-config", network))
+    paths = facts.paths
+    user = _file("user-data", volume, volume.user_data or b"", paths.user_data_secret, facts.user_data_secret)
+    files = [SeedFile("meta-data", meta_data.encode()), user]
+    if (given := volume.network_data) is not None:
+        files.append(_file("network-config", volume, given, paths.network_data_secret, facts.network_data_secret))
     return tuple(files)
 
 
@@ -38,9 +43,15 @@ def _scalar(value: str) -> str:
     return value if _PLAIN.fullmatch(value) else json.dumps(value)
 
 
-def _data(source: bytes | SecretRef | None) -> bytes | None:
-    match source:
-        case SecretRef():
-            raise AssertionError("build refuses data from a Secret before any disk is planned")
-        case _:
-            return source
+def _file(
+    name: str, volume: CloudInitVolume, given: bytes | SecretRef, path: Path, found: SecretFacts | None
+) -> SeedFile | SecretSeedFile:
+    if not isinstance(given, SecretRef):
+        return SeedFile(name, given)
+    what = f"the {name} of volume {volume.name} comes from the Secret {given.name}"
+    mount = f"mount the Secret at {path.parent}, its content under the key {path.name}"
+    if found is None:
+        raise StorageFailed(f"{what}, but there is no {path}", hint=mount)
+    if found.problem:
+        raise StorageFailed(f"{what}, but {found.problem}", hint=found.hint or mount)
+    return SecretSeedFile(name, path, found.size, found.sha256)

@@ -99,10 +99,9 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, 
                 )
         case CloudInitVolume(name) as volume:
             path, read_only = facts.paths.seed_disk(name), True
-            if not found.cloud_init_iso:
-                actions.append(
-                    BuildSeed(name, path, seed_files(spec, volume), f"disk {name} configures the guest by cloud-init")
-                )
+            if found.cloud_init_ours or not found.cloud_init_iso:
+                files = seed_files(spec, volume, facts)
+                actions.append(BuildSeed(name, path, files, f"disk {name} configures the guest by cloud-init"))
         case ContainerDiskVolume() | PvcVolume() | DataVolumeVolume():
             raise AssertionError("build refuses these before any disk is planned")
         case other:

@@ -83,17 +83,32 @@ class SeedFile:
     name: str
     content: bytes = field(repr=False)  # may hold passwords
 
+    def describe(self) -> str:
+        return f"{self.name} ({len(self.content)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSeedFile:
+    """A file of the seed whose content is read from ``path`` when the seed is written, and from nowhere before."""
+
+    name: str
+    path: Path
+    size: int  # bytes when it was observed, as is the digest: a plan of another content is another plan
+    sha256: str
+
+    def describe(self) -> str:
+        return f"{self.name} ({self.size} bytes from {self.path})"
+
 
 @dataclass(frozen=True, slots=True)
 class BuildSeed:
     volume: str
     disk: Path
-    files: tuple[SeedFile, ...]
+    files: tuple[SeedFile | SecretSeedFile, ...]
     reason: str
 
     def describe(self) -> str:
-        names = ", ".join(f"{file.name} ({len(file.content)} bytes)" for file in self.files)
-        return f"write cloud-init seed {self.disk}: {names}"
+        return f"write cloud-init seed {self.disk}: {', '.join(file.describe() for file in self.files)}"
 
 
 @dataclass(frozen=True, slots=True)

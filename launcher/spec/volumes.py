@@ -20,6 +20,8 @@ from launcher.spec.types import (
 if TYPE_CHECKING:
     from launcher.spec.cursor import Cursor
 
+SEED_BYTES = 1 << 20  # of user data, and of network data: as much as a Secret holds (k8s.io/api, MaxSecretSize)
+
 _SOURCES = ("containerDisk", "cloudInit", "containerRootfs", "persistentVolumeClaim", "dataVolume")
 
 
@@ -75,6 +77,9 @@ def _seed_data(seed: Cursor, kind: str) -> bytes | SecretRef | None:
         given[f"{kind}Base64"] = _decode_base64(seed.get(f"{kind}Base64"), encoded)
     if secret := seed.get(f"{kind}SecretName").text():
         given[f"{kind}SecretName"] = SecretRef(secret)
+    for form, data in given.items():
+        if isinstance(data, bytes) and len(data) > SEED_BYTES:
+            seed.get(form).problem(f"{len(data)} bytes are more than {SEED_BYTES}")
     return single(seed, given, "user data" if kind == "userData" else "network data")
 
 

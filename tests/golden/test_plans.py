@@ -90,7 +90,7 @@ def test_the_plans_are_as_reviewed(plans: dict[str, str], facts: str) -> None:
 
 def test_the_matrix_has_plans_and_refusals_of_every_kind(plans: dict[str, str]) -> None:
     reasons = {block.splitlines()[0] for block in plans[REFUSALS.name].split("\n\n")}
-    assert reasons == {"SpecInvalid", "HostUnfit", "ImageInvalid", "NetworkFailed"}
+    assert reasons == {"SpecInvalid", "HostUnfit", "ImageInvalid", "StorageFailed", "NetworkFailed"}
     assert len(plans) > len(SPECS) * len(FACTS) / 3
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from launcher.errors import StorageFailed
-from launcher.host.seed import read_seed, write_seed
-from launcher.plan.types import BuildSeed, SeedFile
+from launcher.host.seed import is_ours, write_seed
+from launcher.plan.types import BuildSeed, SecretSeedFile, SeedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,12 +50,17 @@ def test_cloud_init_finds_label_and_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cloud-init.iso"]
 
 
+def content(disk: Path) -> dict[str, bytes]:
+    names = set(tool("bsdtar", "-tf", disk).decode().split()) - {"."}
+    return {name: tool("bsdtar", "-xOf", disk, name) for name in names}
+
+
 @pytest.mark.parametrize("files", [{"meta-data": b"m", "user-data": b""}, FILES])
 def test_the_same_files_are_not_written_again(tmp_path: Path, files: dict[str, bytes]) -> None:
     disk = tmp_path / "cloud-init.iso"
     assert seed(disk, files)
     before = disk.stat()
-    assert read_seed(disk) == files
+    assert content(disk) == files
     assert not seed(disk, files)
     assert disk.stat() == before
 
@@ -64,15 +71,37 @@ def test_other_files_replace_it(tmp_path: Path, other: dict[str, bytes]) -> None
     seed(disk, other)
     (tmp_path / ".cloud-init.iso.dead.new").write_text("left by a killed run")
     assert seed(disk, FILES)
-    assert read_seed(disk) == FILES
+    assert content(disk) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["cloud-init.iso"]
 
 
-def test_what_is_no_seed_reads_as_none(tmp_path: Path) -> None:
-    assert read_seed(tmp_path / "missing") is None
-    (tmp_path / "text").write_text("hello")
-    assert read_seed(tmp_path / "text") is None
-    assert seed(tmp_path / "text", FILES)
+def test_ours_is_told_from_anybody_elses(tmp_path: Path) -> None:
+    ours, theirs, text, pipe = (tmp_path / name for name in ("ours", "theirs", "text", "pipe"))
+    seed(ours, FILES)
+    (tmp_path / "meta-data").write_bytes(FILES["meta-data"])
+    tool("xorriso", "-as", "mkisofs", "-quiet", "-V", "cidata", "-J", "-r", "-o", theirs, tmp_path / "meta-data")
+    text.write_text("hello")
+    os.mkfifo(pipe)
+    assert is_ours(ours)
+    assert not any(map(is_ours, (theirs, text, pipe, tmp_path, tmp_path / "missing")))
+    marked = tool("blkid", "-p", "-o", "value", "-s", "APPLICATION_ID", ours).decode()
+    assert re.fullmatch(r"LAUNCHER SEED [0-9A-F]{48}\s*", marked)
+
+
+def test_a_secret_is_read_when_the_seed_is_written(tmp_path: Path) -> None:
+    value, disk = tmp_path / "value", tmp_path / "cloud-init.iso"
+    action = BuildSeed("seed", disk, (SeedFile("meta-data", b"m"), SecretSeedFile("user-data", value, 3, "")), "a test")
+    value.write_bytes(b"one")
+    assert write_seed(action)
+    assert content(disk)["user-data"] == b"one"
+    assert not write_seed(action)
+    value.write_bytes(b"two")
+    assert write_seed(action)
+    assert content(disk)["user-data"] == b"two"
+    value.unlink()
+    with pytest.raises(StorageFailed, match=r"cannot read .*/value: No such file or directory"):
+        write_seed(action)
+    assert content(disk)["user-data"] == b"two"
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -7,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import launcher.host.observe
 from launcher.errors import HostUnfit
+from launcher.facts import SecretFacts
 from launcher.host.observe import (
     VmmChoice,
     effective_capabilities,
     observe,
     observe_device,
 )
+from launcher.host.observe_files import observe_secret
 from launcher.paths import Paths
 from tests.unit.plan.made import SPEC
 
 if TYPE_CHECKING:
-    import pytest
-
     from launcher.facts import HostFacts
     from launcher.spec.types import VmSpec
 
@@ -64,7 +67,37 @@ def test_what_is_prepared_is_seen_and_its_image_not_opened(tmp_path: Path) -> No
     assert facts.prepared_kernel
     assert facts.disk("root").rootfs_raw
     assert facts.disk("seed").cloud_init_iso
+    assert not facts.disk("seed").cloud_init_ours
     assert (facts.kernel_image, facts.images) == (None, ())
+
+
+def test_a_secret_is_seen_by_size_and_digest_alone(tmp_path: Path) -> None:
+    value = tmp_path / "disks/virtink-cloud-init-user-data/value"
+    value.parent.mkdir(parents=True)
+    (value.parent / "..data").write_text("#cloud-config\npassword: hunter2\n")
+    value.symlink_to("..data")  # as the kubelet has it
+    (tmp_path / "disks/virtink-cloud-init-network-data/value").mkdir(parents=True)
+    facts = look(tmp_path, VmmChoice(tmp_path / "none"))
+    digest = hashlib.sha256(value.read_bytes()).hexdigest()
+    assert facts.user_data_secret == SecretFacts(32, digest)
+    assert facts.network_data_secret is not None
+    assert "Is a directory" in (facts.network_data_secret.problem or "")
+    assert "hunter2" not in repr(facts)
+
+
+@pytest.mark.parametrize("size", [1048576, 1048577])
+def test_a_secret_too_large_for_a_seed_is_a_problem(tmp_path: Path, size: int) -> None:
+    value = tmp_path / "value"
+    value.write_bytes(b"x" * size)
+    found = observe_secret(value)
+    assert found is not None
+    assert (found.problem is None) == (size == 1048576)
+    assert found.problem is None or found.problem == f"{value} has more than 1048576 bytes"
+
+
+def test_a_secret_that_is_a_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "value")
+    assert observe_secret(tmp_path / "value") == SecretFacts(problem=f"{tmp_path / 'value'} is not a file")
 
 
 def test_an_unusable_image_is_a_problem_not_an_error(tmp_path: Path) -> None:

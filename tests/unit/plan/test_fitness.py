@@ -51,6 +51,15 @@ def test_the_golden_path_is_supported() -> None:
     refuse_unsupported(SPEC, FACTS)
 
 
+def test_user_data_and_network_data_may_each_come_from_a_secret_of_its_own() -> None:
+    volumes = (
+        CloudInitVolume("a", SecretRef("u"), b"version: 2"),
+        CloudInitVolume("b", b"#cloud-config", SecretRef("n")),
+        CloudInitVolume("c", b"#cloud-config"),
+    )
+    refuse_unsupported(replace(SPEC, volumes=volumes), FACTS)
+
+
 @pytest.mark.parametrize(
     ("spec", "path"),
     [
@@ -67,12 +76,12 @@ def test_the_golden_path_is_supported() -> None:
         (replace(SPEC, volumes=(PvcVolume("a", "b"),)), "$.spec.volumes[0].persistentVolumeClaim"),
         (replace(SPEC, volumes=(DataVolumeVolume("a", "b"),)), "$.spec.volumes[0].dataVolume"),
         (
-            replace(SPEC, volumes=(CloudInitVolume("a", user_data=SecretRef("s")),)),
-            "$.spec.volumes[0].cloudInit.userDataSecretName",
+            replace(SPEC, volumes=tuple(CloudInitVolume(name, user_data=SecretRef("s")) for name in "ab")),
+            "$.spec.volumes[1].cloudInit.userDataSecretName",
         ),
         (
-            replace(SPEC, volumes=(CloudInitVolume("a", network_data=SecretRef("s")),)),
-            "$.spec.volumes[0].cloudInit.networkDataSecretName",
+            replace(SPEC, volumes=tuple(CloudInitVolume(name, network_data=SecretRef(name)) for name in "ab")),
+            "$.spec.volumes[1].cloudInit.networkDataSecretName",
         ),
         (replace(SPEC, networks=(MultusNetwork("pod", "net1"),)), "$.spec.networks[0].multus"),
         (replace(SPEC, networks=(PodNetwork("pod"), PodNetwork("again"))), "$.spec.networks[1].pod"),

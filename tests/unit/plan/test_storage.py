@@ -96,6 +96,12 @@ def test_what_is_prepared_is_only_given() -> None:
     assert [type(action) for action in disks.actions] == [GiveToVmm, GiveToVmm]
 
 
+def test_a_seed_of_ours_follows_its_input() -> None:
+    ours = DiskFacts("seed", folder=True, cloud_init_iso=True, cloud_init_ours=True)
+    disks = plan_disks(SPEC, replace(FACTS, disks=(DiskFacts("root", folder=True, rootfs_raw=True), ours)))
+    assert [type(action) for action in disks.actions] == [GiveToVmm, BuildSeed, GiveToVmm]
+
+
 def test_root_without_capabilities_is_given_the_disks_too() -> None:
     prepared = (DiskFacts("root", folder=True, rootfs_raw=True), DiskFacts("seed", folder=True, cloud_init_iso=True))
     facts = replace(FACTS, vmm_uid=0, vmm_gid=0, disks=prepared, prepared_kernel=True)

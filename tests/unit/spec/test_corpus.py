@@ -263,6 +263,16 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({SEED: {"userDataBase64": "%%%"}}, "$.spec.volumes[1].cloudInit.userDataBase64", "not base64"),
     ({SEED: {"userDataBase64": "YQ"}}, "$.spec.volumes[1].cloudInit.userDataBase64", "not base64"),
     ({SEED: {"networkDataBase64": "é"}}, "$.spec.volumes[1].cloudInit.networkDataBase64", "not base64"),
+    (
+        {SEED: {"userData": "x" * 1048577}},
+        "$.spec.volumes[1].cloudInit.userData",
+        "1048577 bytes are more than 1048576",
+    ),
+    (
+        {SEED: {"networkDataBase64": "eHh4" * 400000}},
+        "$.spec.volumes[1].cloudInit.networkDataBase64",
+        "1200000 bytes are more than 1048576",
+    ),
     ({SEED: {"userData": {"a": 1}}}, "$.spec.volumes[1].cloudInit.userData", "expected string, got object"),
     ({SEED: {"userdata": "x"}}, "$.spec.volumes[1].cloudInit.userdata", "did you mean userData?"),
     ({f"{CLAIM}.claimName": UNSET}, "$.spec.volumes[2].persistentVolumeClaim.claimName", "required"),
