@@ -97,7 +97,7 @@ def _names_by_directory(flat: FlatTree) -> Iterable[list[str]]:
     everything = (
         *(path for path, _ in flat.directories[1:]),
         *(path for path, _ in flat.others),
-        *flat.files.values(),
+        *(path for path, _ in flat.files),
         *(path for path, _, _ in flat.links),
     )
     for path in everything:

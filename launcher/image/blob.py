@@ -9,10 +9,14 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from launcher.errors import ImageInvalid
 
 CHUNK = 1 << 20  # bytes read at a time
+
+# What changes when a file's content does: its size, and the times of its last change, the second of which nobody can set.
+Stamp: TypeAlias = tuple[int, int, int]
 
 # image-spec, descriptor.md: algorithm ":" encoded; these two are the registered algorithms
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
@@ -36,17 +40,29 @@ def check_digest(found: str, expected: str, what: str) -> None:
         raise ImageInvalid(f"{what}: its content has the digest {short(found)}, not {short(expected)}")
 
 
+def stamp_of(fd: int) -> Stamp:
+    """The stamp of an open file."""
+    now = os.fstat(fd)
+    return now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """``size`` bytes from ``offset`` of the open file ``fd``; ``what`` names it in errors. The fd belongs to the image."""
+    """``size`` bytes from ``offset`` of the open file ``fd``; ``what`` names it in errors. The fd belongs to the image.
+
+    With a ``stamp``, every read is of the file as it was then: what was verified is what is used, though it is read twice.
+    """
 
     fd: int
     offset: int
     size: int
     what: str
+    stamp: Stamp | None = None
 
     def read_at(self, position: int, count: int) -> bytes:
-        """Up to ``count`` bytes from ``position``; fewer only at the end. Raises ImageInvalid when the file is shorter."""
+        """Up to ``count`` bytes from ``position``; fewer only at the end. Raises ImageInvalid when the file is shorter or
+        has changed since its stamp was taken.
+        """
         count = min(count, self.size - position)
         parts = []
         while count > 0:
@@ -59,6 +75,8 @@ class Blob:
             parts.append(data)
             position += len(data)
             count -= len(data)
+        if self.stamp is not None and stamp_of(self.fd) != self.stamp:
+            raise ImageInvalid(f"{self.what}: was changed while it was read", hint="start again when it is complete")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def digest(self, algorithm: str) -> str:
@@ -72,8 +90,12 @@ class Blob:
         """Raise ImageInvalid unless the bytes have this digest."""
         check_digest(self.digest(digest.partition(":")[0]), digest, self.what)
 
-    def read_all(self, limit: int) -> bytes:
-        """Everything, for a document of at most ``limit`` bytes."""
+    def read_all(self, limit: int, digest: str | None = None) -> bytes:
+        """Everything, for a document of at most ``limit`` bytes. Raises ImageInvalid unless it has the digest."""
         if self.size > limit:
             raise ImageInvalid(f"{self.what}: has {self.size} bytes, more than the {limit} such a document may have")
-        return self.read_at(0, self.size)
+        data = self.read_at(0, self.size)
+        if digest is not None:
+            algorithm = digest.partition(":")[0]
+            check_digest(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}", digest, self.what)
+        return data

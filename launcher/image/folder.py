@@ -11,12 +11,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from launcher.errors import ImageInvalid
+from launcher.image.tar import NO_XATTRS, show
 from launcher.image.tree import Entry, Kind, components
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from launcher.image.limits import Limits
     from launcher.image.tree import Node
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
@@ -36,8 +38,10 @@ _HOST_XATTRS = ("security.selinux", "security.ima", "security.evm", "trusted.ove
 class Folder:
     """The root of a directory image. Holds one descriptor until ``close``."""
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, limits: Limits) -> None:
         self.what = what
+        self._limits = limits
+        self._entries = 0  # listed so far
         self._links: dict[tuple[int, int], Entry] = {}  # inodes with several names, by device and inode number
         try:
             self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -82,6 +86,12 @@ class Folder:
             raise ImageInvalid(f"{self.what}: {entry.origin} changed while it was read")
         return fd
 
+    def count(self, names: list[str], directory: str) -> None:
+        """Raise ImageInvalid when the names of one more directory are too many."""
+        self._entries += len(names)
+        if self._entries > self._limits.entries:
+            raise self._limits.exceeded("entries", f"{self.what}, at {show('/' + directory)}: too many entries")
+
     def failed(self, path: str, error: OSError) -> ImageInvalid:
         return ImageInvalid(f"{self.what}: /{path} cannot be read: {error.strerror}")
 
@@ -111,8 +121,9 @@ class Folder:
             device=(os.major(found.st_rdev), os.minor(found.st_rdev)) if kind in {Kind.CHAR, Kind.BLOCK} else (0, 0),
             xattrs=_xattrs(f"/proc/self/fd/{above}/{name}"),
             origin=path,
+            linked=kind is not Kind.DIRECTORY and found.st_nlink > 1,
         )
-        if kind is not Kind.DIRECTORY and found.st_nlink > 1:
+        if entry.linked:
             self._links[key] = entry
         return entry
 
@@ -146,6 +157,7 @@ class FolderDirectory:
                     names = os.listdir(listed)  # noqa: PTH208  # by descriptor: a path could lead elsewhere by now
                 finally:
                     os.close(listed)
+                self._folder.count(names, self._path)
                 for name in names:
                     node = self._folder.node(above, self._path, name)
                     if node is not None:
@@ -156,10 +168,12 @@ class FolderDirectory:
             raise self._folder.failed(self._path, error) from error
 
 
-def _xattrs(path: str) -> dict[str, bytes]:
+def _xattrs(path: str) -> Mapping[str, bytes]:
     """The extended attributes of a file that are the image's own; none where the file system has no such thing."""
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError:
-        return {}
+        return NO_XATTRS
+    if not names:
+        return NO_XATTRS
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names if not name.startswith(_HOST_XATTRS)}

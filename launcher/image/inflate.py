@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from launcher.image.blob import Blob
+    from launcher.image.limits import Limits
+    from launcher.image.tree import Entry
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_STEP = 256 << 10  # compressed bytes taken at a time
+_STEP = 256 << 10  # compressed bytes read at a time
+_FIRST_BITE = 16 << 10  # of them given to a new member, and twice as many each time: what a short one leaves is copied
+_LARGEST_WINDOW = 25  # log2 of the bytes a zstd frame may want to look back: 32 MiB, as zstd --ultra -20 does
 
 
 class _Gzip:
@@ -45,8 +49,9 @@ class _Gzip:
     def unused_data(self) -> bytes:
         return self._state.unused_data
 
-    def decompress(self, data: bytes) -> bytes:
-        out = self._state.decompress(self._state.unconsumed_tail + data, CHUNK)
+    def decompress(self, data: memoryview) -> bytes:
+        tail = self._state.unconsumed_tail
+        out = self._state.decompress(tail + data if tail else data, CHUNK)
         self.hungry = not self._state.unconsumed_tail and len(out) < CHUNK
         return out
 
@@ -58,7 +63,7 @@ class _Zstd:
     magic = ZSTD_MAGIC
 
     def __init__(self) -> None:
-        self._state = zstd.ZstdDecompressor()
+        self._state = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW})
 
     @property
     def hungry(self) -> bool:
@@ -72,7 +77,7 @@ class _Zstd:
     def unused_data(self) -> bytes:
         return self._state.unused_data
 
-    def decompress(self, data: bytes) -> bytes:
+    def decompress(self, data: memoryview) -> bytes:
         return self._state.decompress(data, CHUNK)
 
 
@@ -90,47 +95,78 @@ def _codec(blob: Blob) -> type[_Gzip | _Zstd] | None:
 def _inflated(blob: Blob, codec: type[_Gzip | _Zstd]) -> Iterator[bytes]:
     """The decompressed chunks. Members may follow one another, and zero bytes may follow the last."""
     decoder: _Gzip | _Zstd = codec()
-    position, pending = 0, b""
+    position, block, at, bite = 0, memoryview(b""), 0, _FIRST_BITE  # ``at``: up to where the block is given out
+    fresh = False  # between two members
     while True:
-        if decoder.eof:
-            pending = (decoder.unused_data or pending).lstrip(b"\0")
-            while not pending and position < blob.size:
-                pending = blob.read_at(position, _STEP)
-                position += len(pending)
-                pending = pending.lstrip(b"\0")
-            if not pending:
-                return
-            decoder = codec()
-        elif decoder.hungry and not pending:
+        if at == len(block) and (fresh or decoder.hungry):
             if position >= blob.size:
+                if fresh:
+                    return
                 raise ImageInvalid(f"{blob.what}: the {codec.name} data is cut off after {blob.size} bytes")
-            pending = blob.read_at(position, _STEP)
-            position += len(pending)
+            block, at = memoryview(blob.read_at(position, _STEP)), 0
+            position += len(block)
+        if fresh:
+            at += _zeros_at(block[at:])
+            if at == len(block):
+                continue
+            decoder, bite, fresh = codec(), _FIRST_BITE, False
+        given = block[at : at + bite] if decoder.hungry else block[:0]
+        at += len(given)
+        bite = min(2 * bite, _STEP)
         try:
-            out = decoder.decompress(pending)
+            out = decoder.decompress(given)
         except (zlib.error, zstd.ZstdError) as error:
             raise ImageInvalid(f"{blob.what}: the {codec.name} data is corrupt: {error}") from error
-        pending = b""
+        if decoder.eof:
+            at -= len(decoder.unused_data)  # all of this block: another is begun only when nothing is left of it
+            fresh = True
         if out:
             yield out
 
 
-class LayerStream:
-    """The tar bytes of a layer, read forward. ``position`` counts decompressed bytes."""
+def _zeros_at(data: memoryview) -> int:
+    """How many zero bytes the data begins with."""
+    return len(data) - len(bytes(data).lstrip(b"\0")) if data and not data[0] else 0
 
-    def __init__(self, blob: Blob) -> None:
+
+_ZEROS = memoryview(bytes(CHUNK))
+
+
+def zeros(count: int) -> Iterator[memoryview]:
+    """So many zero bytes, in chunks."""
+    for start in range(0, count, CHUNK):
+        yield _ZEROS[: count - start]
+
+
+class LayerStream:
+    """The tar bytes of a layer, read forward. ``position`` counts decompressed bytes.
+
+    Raises ImageInvalid when there are more than ``most``, of the ``limits``.
+    """
+
+    def __init__(self, blob: Blob, limits: Limits, most: int | None = None) -> None:
         self.what = blob.what
         self.position = 0
         self._blob = blob
+        self._limits = limits
+        self._left = limits.bytes if most is None else most
         codec = _codec(blob)
         self._chunks = _inflated(blob, codec) if codec else None
         self._buffer = memoryview(b"")
+        if blob.size > self._left:
+            raise self._too_large()
+
+    def _too_large(self) -> ImageInvalid:
+        return self._limits.exceeded("bytes", f"{self.what}: too large when it is inflated, in bytes")
 
     def _fill(self) -> bool:
         if self._chunks is None:
             self._buffer = memoryview(self._blob.read_at(self.position, CHUNK))
         else:
             self._buffer = memoryview(next(self._chunks, b""))
+            self._left -= len(self._buffer)
+            if self._left < 0:
+                raise self._too_large()
         return bool(self._buffer)
 
     def read(self, count: int) -> bytes:
@@ -167,6 +203,19 @@ class LayerStream:
             self.position += len(part)
             count -= len(part)
             yield part
+
+    def content(self, entry: Entry) -> Iterator[bytes | memoryview]:
+        """The ``size`` bytes of a file whose data comes later in the stream, holes as zeros."""
+        self.skip(entry.offset - self.position)
+        if entry.segments is None:
+            yield from self.chunks(entry.size)
+            return
+        end = 0
+        for offset, length in entry.segments:
+            yield from zeros(offset - end)
+            yield from self.chunks(length)
+            end = offset + length
+        yield from zeros(entry.size - end)
 
     def drain(self) -> None:
         """Read a compressed stream to its end, so that its checksum is checked."""

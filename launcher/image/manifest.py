@@ -122,12 +122,9 @@ def read_docker_archive(open_file: Opener, arch: str, what: str) -> Manifest:
     config_name, names = listed[0].get("Config"), listed[0].get("Layers")
     if not isinstance(config_name, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ImageInvalid(f"{what}: manifest.json does not name a config and layers")
-    config_blob = _required(open_file, config_name, what)
     hexadecimal = _CONFIG_NAME.fullmatch(config_name)
     digest = f"sha256:{hexadecimal[1]}" if hexadecimal else None
-    if digest:
-        config_blob.verify(digest)
-    config = _document(config_blob)
+    config = _document(_required(open_file, config_name, what), digest)
     platform = _platform(config)
     if platform not in {"", f"linux/{arch}"}:
         raise ImageInvalid(
@@ -184,8 +181,7 @@ class _Search:
 
     def _verified(self, descriptor: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         blob, digest = _blob(self.open_file, descriptor, self.what)
-        blob.verify(digest)
-        return digest, _document(blob)
+        return digest, _document(blob, digest)
 
 
 def _platform(value: object) -> str:
@@ -200,8 +196,7 @@ def _config(open_file: Opener, manifest: dict[str, Any], what: str) -> dict[str,
     if not isinstance(descriptor, dict):
         raise ImageInvalid(f"{what}: its manifest names no config")
     blob, digest = _blob(open_file, descriptor, what)
-    blob.verify(digest)
-    return _document(blob)
+    return _document(blob, digest)
 
 
 def _diff_ids(config: dict[str, Any], what: str) -> list[str]:
@@ -231,15 +226,15 @@ def _required(open_file: Opener, name: str, what: str) -> Blob:
     return blob
 
 
-def _json(blob: Blob) -> object:
+def _json(blob: Blob, digest: str | None = None) -> object:
     try:
-        return json.loads(blob.read_all(_DOCUMENT_LIMIT))
+        return json.loads(blob.read_all(_DOCUMENT_LIMIT, digest))
     except (ValueError, RecursionError) as error:
         raise ImageInvalid(f"{blob.what}: is not JSON") from error
 
 
-def _document(blob: Blob) -> dict[str, Any]:
-    document = _json(blob)
+def _document(blob: Blob, digest: str | None = None) -> dict[str, Any]:
+    document = _json(blob, digest)
     if not isinstance(document, dict):
         raise ImageInvalid(f"{blob.what}: is not a JSON object")
     return document

@@ -6,23 +6,30 @@ import hashlib
 import os
 import stat
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from launcher.errors import ImageInvalid
-from launcher.image import inflate, tar
-from launcher.image.blob import CHUNK, Blob, check_digest
+from launcher.image import inflate, limits
+from launcher.image.blob import CHUNK, Blob, check_digest, stamp_of
 from launcher.image.folder import Folder
 from launcher.image.manifest import Layer, Manifest, oci_architecture, read_docker_archive, read_oci_layout
-from launcher.image.tree import Entry, Kind, Merge, resolve
+from launcher.image.merge import Merge
+from launcher.image.tar_read import read_members
+from launcher.image.tree import Entry, Kind, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
+    from launcher.image.limits import Limits
     from launcher.image.tree import Directory
+
+    # Hears how many bytes of the layers have been read, of how many.
+    OnRead = Callable[[int, int], None]
 
 
 class Form(Enum):
@@ -78,9 +85,12 @@ class Image:
     ``layers`` go from the lowest up and are empty for a root directory.
     """
 
-    def __init__(self, path: Path, form: Form, manifest: Manifest, folder: Folder | None, held: ExitStack) -> None:
+    def __init__(
+        self, path: Path, form: Form, manifest: Manifest, folder: Folder | None, held: ExitStack, *, limits: Limits
+    ) -> None:
         self.path = path
         self.form = form
+        self.limits = limits
         self.layers = manifest.layers
         self.digest = manifest.digest
         self._folder = folder
@@ -107,11 +117,14 @@ class Image:
         """The merged tree. Every layer is verified before its first entry is read."""
         if self._folder is not None:
             return self._folder.root
-        merge = Merge()
+        merge = Merge(self.limits)
+        left = self.limits.bytes
         for number, layer in enumerate(self.layers):
-            _verify(layer)
-            members = tar.read_members(inflate.LayerStream(layer.blob), need_end=not (layer.digest or layer.diff_id))
+            _verify(layer, self.limits, left)
+            stream = inflate.LayerStream(layer.blob, self.limits, left)
+            members = read_members(stream, need_end=not (layer.digest or layer.diff_id))
             merge.apply(number, members, layer.blob.what)
+            left -= stream.position
         if self.form is Form.LAYER and inflate.compression(self.layers[0].blob) != "none" and _archive_form(merge.root):
             raise ImageInvalid(f"{self.what}: is a compressed archive of an image", hint="decompress it first")
         return merge.root
@@ -132,24 +145,25 @@ class Image:
         return FoundFile(self, node)
 
     def contents(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Iterator[bytes | memoryview]]]:
-        """The data of regular files, each as exactly ``size`` bytes in chunks, in the order they lie in the image."""
+        """The data of regular files, each as exactly ``size`` bytes in chunks. They come in the order they lie in the image:
+        by ``layer`` and ``offset``.
+        """
         if self._folder is not None:
             for entry in entries:
                 yield entry, _file_chunks(self._folder, entry)
             return
         stream, current = None, -1
-        for entry in sorted(entries, key=lambda entry: (entry.layer, entry.offset)):
+        for entry in entries:
             if stream is None or entry.layer != current:
-                stream, current = inflate.LayerStream(self.layers[entry.layer].blob), entry.layer
-            stream.skip(entry.offset - stream.position)
-            yield entry, stream.chunks(entry.size)
+                stream, current = inflate.LayerStream(self.layers[entry.layer].blob, self.limits), entry.layer
+            yield entry, stream.content(entry)
 
 
-def open_image(path: Path, *, arch: str) -> Image:
+def open_image(path: Path, *, arch: str, limits: Limits = limits.DEFAULT) -> Image:
     """Open an image of any form (contract, "An image is any of").
 
     ``arch`` is this machine's, as images (amd64) or the kernel (x86_64) call it: it picks from a multi-arch index. Raises
-    ImageInvalid, naming the image and the place, for whatever is missing, corrupt or of no known form.
+    ImageInvalid, naming the image and the place, for whatever is missing, corrupt, beyond the limits or of no known form.
     """
     what = f"image {path}"
     arch = oci_architecture(arch)
@@ -160,14 +174,16 @@ def open_image(path: Path, *, arch: str) -> Image:
     with ExitStack() as held:
         folder = None
         if stat.S_ISDIR(mode):
-            folder = Folder(path, what)
+            folder = Folder(path, what, limits)
             held.callback(folder.close)
             form, manifest = _open_directory(folder, arch, what, held)
         elif stat.S_ISREG(mode):
-            form, manifest = _open_file(path, arch, what, held)
+            form, manifest = _open_file(path, arch, limits, what, held)
         else:
             raise ImageInvalid(f"{what}: is neither a directory nor a file")
-        return Image(path, form, manifest, folder if form is Form.ROOT_DIRECTORY else None, held.pop_all())
+        return Image(
+            path, form, manifest, folder if form is Form.ROOT_DIRECTORY else None, held.pop_all(), limits=limits
+        )
 
 
 def _open_directory(folder: Folder, arch: str, what: str, held: ExitStack) -> tuple[Form, Manifest]:
@@ -181,28 +197,31 @@ def _open_directory(folder: Folder, arch: str, what: str, held: ExitStack) -> tu
             return None
         fd = folder.open_file(entry)
         held.callback(os.close, fd)
-        return Blob(fd, 0, os.fstat(fd).st_size, place)
+        return Blob(fd, 0, os.fstat(fd).st_size, place, stamp_of(fd))
 
     return Form.OCI_LAYOUT, read_oci_layout(open_file, arch, what)
 
 
-def _open_file(path: Path, arch: str, what: str, held: ExitStack) -> tuple[Form, Manifest]:
+def _open_file(path: Path, arch: str, limits: Limits, what: str, held: ExitStack) -> tuple[Form, Manifest]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ImageInvalid(f"{what}: cannot be opened: {error.strerror}") from error
     held.callback(os.close, fd)
-    whole = Blob(fd, 0, os.fstat(fd).st_size, what)
+    whole = Blob(fd, 0, os.fstat(fd).st_size, what, stamp_of(fd))
     if whole.size == 0:
         raise ImageInvalid(f"{what}: is an empty file")
+    stream = inflate.LayerStream(whole, limits)
     if inflate.compression(whole) != "none":
         return Form.LAYER, _single(whole)
-    members = Merge()
-    members.apply(0, tar.read_members(inflate.LayerStream(whole), need_end=True), what)
+    members = Merge(limits)
+    members.apply(0, read_members(stream, need_end=True), what)
 
     def open_file(name: str, place: str) -> Blob | None:
         entry = _regular(members.root, name, place)
-        return None if entry is None else Blob(fd, entry.offset, entry.size, place)
+        if entry is not None and entry.segments is not None:
+            raise ImageInvalid(f"{place}: {name} is stored as a sparse file")
+        return None if entry is None else replace(whole, offset=entry.offset, size=entry.size, what=place)
 
     match _archive_form(members.root):
         case Form.OCI_ARCHIVE:
@@ -234,7 +253,7 @@ def _regular(root: Directory, name: str, what: str) -> Entry | None:
     return node
 
 
-def _verify(layer: Layer) -> None:
+def _verify(layer: Layer, limits: Limits, most: int) -> None:
     """Raise ImageInvalid unless the layer is what its manifest or config says, as far as they say it."""
     if layer.digest:
         layer.blob.verify(layer.digest)
@@ -244,7 +263,7 @@ def _verify(layer: Layer) -> None:
             return
         algorithm = layer.diff_id.split(":")[0]
         state = hashlib.new(algorithm)
-        stream = inflate.LayerStream(layer.blob)
+        stream = inflate.LayerStream(layer.blob, limits, most)
         while data := stream.read(CHUNK):
             state.update(data)
         check_digest(f"{algorithm}:{state.hexdigest()}", layer.diff_id, layer.blob.what)

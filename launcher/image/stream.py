@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from launcher.errors import ImageInvalid
-from launcher.image import tar
+from launcher.image import limits, tar
+from launcher.image.tar import show
 from launcher.image.tree import Entry, Kind, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from launcher.image.limits import Limits
     from launcher.image.source import Image
     from launcher.image.tree import Directory
 
@@ -34,7 +36,7 @@ class FlatTree:
     """A tree as lists. Paths are relative to its root, which is ``.``; every inode is listed once, with its first path."""
 
     directories: tuple[tuple[str, Entry], ...]  # the root first
-    files: Mapping[Entry, str]
+    files: tuple[tuple[str, Entry], ...]  # in the order their data lies in the image
     others: tuple[tuple[str, Entry], ...]  # symlinks, devices, fifos
     links: tuple[tuple[str, str, Entry], ...]  # path, the inode's first path, the inode
     sockets: int  # left out: a socket means nothing without the process that listens
@@ -42,17 +44,19 @@ class FlatTree:
     def inodes(self) -> Iterator[tuple[str, Entry]]:
         """Every inode once, with its first path."""
         yield from self.directories
-        yield from ((path, entry) for entry, path in self.files.items())
+        yield from self.files
         yield from self.others
 
 
-def flatten(root: Directory, what: str) -> FlatTree:
-    """Sort a tree's names by what the stream does with them. Raises ImageInvalid when it holds nothing."""
-    directories, others, links = [(".", root.meta)], [], []
-    first: dict[Entry, str] = {}
-    files: dict[Entry, str] = {}
-    sockets = 0
+def flatten(root: Directory, what: str, limits: Limits = limits.DEFAULT) -> FlatTree:
+    """Sort a tree's names by what the stream does with them. Raises ImageInvalid when it holds nothing, or too much."""
+    directories, files, others, links = [(".", root.meta)], [], [], []
+    first: dict[Entry, str] = {}  # of the inodes with several names
+    sockets = size = names = 0
     for path, node in walk(root):
+        names += len(path)
+        if names > 2 * limits.metadata:  # a directory's name counts for all below it
+            raise limits.exceeded("metadata", f"{what}, {show(path)}: too many bytes of names")
         if not isinstance(node, Entry):
             directories.append((path, node.meta))
         elif node.kind is Kind.SOCKET:
@@ -60,14 +64,21 @@ def flatten(root: Directory, what: str) -> FlatTree:
         elif node in first:
             links.append((path, first[node], node))
         else:
-            first[node] = path
-            if node.kind is Kind.FILE:
-                files[node] = path
-            else:
+            if node.linked:
+                first[node] = path
+            if node.kind is not Kind.FILE:
                 others.append((path, node))
-    if len(directories) == 1 and not first:
+                continue
+            files.append((path, node))
+            size += node.size
+            if size > limits.bytes:
+                raise limits.exceeded(
+                    "bytes", f"{what}, entry {show(path)}: too large together with the rest, in bytes"
+                )
+    if not (len(directories) > 1 or files or others):
         raise ImageInvalid(f"{what}: is empty", hint="it should hold the guest's root file system")
-    return FlatTree(tuple(directories), files, tuple(others), tuple(links), sockets)
+    files.sort(key=lambda file: (file[1].layer, file[1].offset))
+    return FlatTree(tuple(directories), tuple(files), tuple(others), tuple(links), sockets)
 
 
 def _member(path: str, entry: Entry, xattrs: frozenset[str]) -> tar.Member:
@@ -81,7 +92,9 @@ def _member(path: str, entry: Entry, xattrs: frozenset[str]) -> tar.Member:
         size=entry.size,
         linkname=entry.target,
         device=entry.device,
-        xattrs={name: value for name, value in entry.xattrs.items() if name in xattrs} if entry.xattrs else {},
+        xattrs={name: value for name, value in entry.xattrs.items() if name in xattrs}
+        if entry.xattrs
+        else tar.NO_XATTRS,
     )
 
 
@@ -89,8 +102,8 @@ def tar_stream(image: Image, flat: FlatTree, xattrs: frozenset[str]) -> Iterator
     """The whole stream in chunks; of the extended attributes, those named in ``xattrs``."""
     for path, entry in (*flat.directories, *flat.others):
         yield tar.encode_header(_member(path, entry, xattrs))
-    for entry, chunks in image.contents(flat.files):
-        yield tar.encode_header(_member(flat.files[entry], entry, xattrs))
+    for (path, _), (entry, chunks) in zip(flat.files, image.contents(entry for _, entry in flat.files), strict=True):
+        yield tar.encode_header(_member(path, entry, xattrs))
         yield from chunks
         yield tar.padding(entry.size)
     for path, target, entry in flat.links:

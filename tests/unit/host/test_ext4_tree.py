@@ -7,8 +7,9 @@ import struct
 import pytest
 
 from launcher.host.ext4_tree import acl_from_text, plan_tree, time_fields
+from launcher.image.merge import MergedDirectory
 from launcher.image.stream import flatten
-from launcher.image.tree import Entry, Kind, MergedDirectory
+from launcher.image.tree import Entry, Kind
 
 
 def directory(**children: Entry | MergedDirectory) -> MergedDirectory:
@@ -67,6 +68,7 @@ def test_text_acls_become_the_kernels(text: bytes, packed: bytes | None) -> None
 
 def test_blocks_and_inodes_are_counted() -> None:
     first = file(4097)
+    first.linked = True
     tree = directory(
         a=first,
         again=first,

@@ -142,7 +142,6 @@ def test_links_are_followed_inside_the_image(
         ([folder("vmlinux")], "/vmlinux is a directory, not a file"),
         ([item("../../x", "x")], "layer 1 of 1 .*, entry '../../x': its path '../../x' leads out of the image"),
         ([item("a/../../x", "x")], "entry 'a/../../x': its path .* leads out of the image"),
-        ([item("/x", "x")], "entry '/x': its path '/x' leads out of the image"),
         ([hardlink("x", "../../etc/shadow")], "entry 'x': its path '../../etc/shadow' leads out of the image"),
         ([hardlink("x", "missing")], "entry 'x': is a hard link to 'missing', which does not exist"),
         ([folder("d"), hardlink("x", "d")], "entry 'x': is a hard link to 'd', which is a directory"),
