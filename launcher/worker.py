@@ -2,14 +2,18 @@
 
 As a program, ``python -I -m launcher.worker --report-fd N``, it reads its settings from stdin and writes to descriptor N what
 ``launcher.supervise.handoff`` describes, ending with a handoff or a failure. It has no signal handlers: SIGTERM ends it at once
-wherever it is, since a half-made file has a name of its own that the next start removes, and every action converges.
+wherever it is, since a half-made file has a name of its own that the next start removes, and every action converges. It ends
+with the supervisor, however that ends: left behind it would work beside the next start's, and could give a disk its name anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
+import select
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
     from launcher.spec.load import Loaded
     from launcher.spec.types import VmSpec
     from launcher.supervise.handoff import Message
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +130,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="launcher.worker")
     parser.add_argument("--report-fd", type=int, required=True)
     report_fd: int = parser.parse_args().report_fd
+    _end_with_the_reader(report_fd)
     logs.set_up()
     with os.fdopen(report_fd, "wb") as report:
 
@@ -141,6 +148,15 @@ def main() -> int:
             tell(WorkerFailure.of(_internal(error)))
             return LauncherError.exit_code
     return 0
+
+
+def _end_with_the_reader(report_fd: int) -> None:
+    """Tie this process to its parent, which alone reads the reports."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    poll = select.poll()
+    poll.register(report_fd, 0)
+    if poll.poll(0):  # POLLERR: the parent had ended before it was tied to
+        sys.exit(LauncherError.exit_code)
 
 
 def _read_settings() -> Settings:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +20,6 @@ from launcher.errors import HostUnfit, SpecInvalid
 from launcher.supervise.handoff import Handoff, Progress, Settings, WorkerFailure, decode, encode_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from launcher.supervise.handoff import Message
 
 
@@ -128,6 +129,38 @@ def test_a_signal_ends_it_at_once() -> None:
         assert lines.read() == b""
 
 
+# A supervisor that starts a worker and does no more; the worker's settings, on the inherited stdin, never come.
+SUPERVISOR = """
+import os, subprocess, sys
+report, theirs = os.pipe()
+argv = [sys.executable, "-I", "-m", "launcher.worker", "--report-fd", str(theirs)]
+child = subprocess.Popen(argv, pass_fds=(theirs,))
+os.close(theirs)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("when", ["before it is tied", "afterwards"])
+def test_it_ends_with_a_killed_supervisor(when: str) -> None:
+    argv = [sys.executable, "-c", SUPERVISOR]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout
+        pid = int(supervisor.stdout.readline())
+        child = os.pidfd_open(pid)
+        try:
+            # It waits for its settings in read(0, ...): number and arguments of a blocked call are shown there.
+            while when == "afterwards" and Path(f"/proc/{pid}/syscall").read_text().split()[1:2] != ["0x0"]:
+                assert not select.select([child], [], [], 0.05)[0]
+            supervisor.kill()
+            supervisor.wait()
+            assert select.select([child], [], [], 30)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
+
+
 def test_an_unexpected_exception_is_told_by_type_and_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +170,7 @@ def test_an_unexpected_exception_is_told_by_type_and_place(
     report, theirs = os.pipe()
     monkeypatch.setattr(worker, "load_spec", broken)
     monkeypatch.setattr("launcher.logs.set_up", lambda: None)
+    monkeypatch.setattr(worker, "_end_with_the_reader", lambda _: None)  # this process has another parent
     monkeypatch.setattr(sys, "argv", ["worker", "--report-fd", str(theirs)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(encode_settings(settings(tmp_path, b"")))))
     assert worker.main() == 70
