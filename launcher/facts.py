@@ -105,6 +105,9 @@ class DiskFacts:
     volume: str
     folder: bool = False  # the folder exists
     rootfs_raw: bool = False
+    direct: int = (
+        0  # bytes: the blocks that direct I/O goes by, there or on a disk to be made there; 0 when it cannot be
+    )
     cloud_init_iso: bool = False
     cloud_init_ours: bool = False  # a launcher wrote it: it follows its input, where somebody else's is left alone
 

@@ -73,6 +73,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         actions=actions,
         helpers=network.helpers,
         nics=network.nics,
+        disks=disks.disks,
         warnings=(*((_EMULATED,) if facts.vmm.emulated else ()), *memory.warnings, *network.warnings),
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from launcher.errors import ImageInvalid, SpecInvalid
 from launcher.plan.seed import seed_files
-from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
+from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, GuestDisk, MakeFolder
 from launcher.plan.vmconfig import DiskConfig, PayloadConfig
 from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
 
@@ -29,6 +29,7 @@ _PRINTABLE = re.compile(r"[ -~]*")  # all that rust-vmm's linux-loader takes in 
 # cloud-hypervisor's arch/src/aarch64: 2048, less a NUL and " earlycon=pl011,mmio,0x09000000". On x86-64 a command line may
 # have 65536, which no request has room for.
 _ARM64_CMDLINE_BYTES = 2048 - 32
+SECTOR = 512  # what disks are written for, and what the VMM shows of a file that it opens through the page cache
 _SERIAL_BYTES = 20  # what virtio-blk has room for; cloud-hypervisor refuses more
 
 
@@ -41,6 +42,7 @@ class PayloadPlan:
 @dataclass(frozen=True, slots=True)
 class DisksPlan:
     configs: tuple[DiskConfig, ...]
+    disks: tuple[GuestDisk, ...]
     actions: tuple[Action, ...]
 
 
@@ -77,20 +79,23 @@ def _check_cmdline(cmdline: str, arch: str) -> None:
 def plan_disks(spec: VmSpec, facts: HostFacts) -> DisksPlan:
     """The disks in the spec's order, which is the order the guest sees them in. Raises ImageInvalid for an unusable image."""
     configs: list[DiskConfig] = []
+    disks: list[GuestDisk] = []
     actions: list[Action] = []
     for disk in spec.instance.disks:
-        config, steps = _plan_disk(disk, spec, facts)
+        config, seen, steps = _plan_disk(disk, spec, facts)
         configs.append(config)
+        disks.append(seen)
         actions += steps
-    return DisksPlan(tuple(configs), tuple(actions))
+    return DisksPlan(tuple(configs), tuple(disks), tuple(actions))
 
 
-def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, list[Action]]:
+def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, GuestDisk, list[Action]]:
     found = facts.disk(disk.name)
     actions: list[Action] = []
     match spec.volume(disk.name):
         case ContainerRootfsVolume(name, reference, size):
             path, read_only = facts.paths.rootfs_disk(name), disk.read_only
+            direct, io = direct_io(found.direct)
             if not found.rootfs_raw:
                 image = facts.paths.volume_image(name)
                 _usable(facts.image(name), image, reference, f"or prepare {path}")
@@ -99,6 +104,7 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, 
                 )
         case CloudInitVolume(name) as volume:
             path, read_only = facts.paths.seed_disk(name), True
+            direct, io = False, "through the page cache: a seed is small"
             if found.cloud_init_ours or not found.cloud_init_iso:
                 files = seed_files(spec, volume, facts)
                 actions.append(BuildSeed(name, path, files, f"disk {name} configures the guest by cloud-init"))
@@ -110,7 +116,23 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, 
         actions.insert(0, MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {name}"))
     why = f"the VMM opens disk {name}"
     actions.append(GiveToVmm(path, facts.vmm_uid, facts.vmm_gid, write=not read_only, reason=why))
-    return DiskConfig(disk.name, str(path), read_only, "Raw", _serial(disk.name)), actions
+    config = DiskConfig(disk.name, str(path), read_only, "Raw", _serial(disk.name), direct or None)
+    return config, GuestDisk(disk.name, path, "raw", read_only, io), actions
+
+
+def direct_io(block: int) -> tuple[bool, str]:
+    """Whether the VMM shall open a raw disk past the page cache, and why. ``block`` is ``DiskFacts.direct``.
+
+    The VMM shows the guest sectors of that size (cloud-hypervisor issue 8477): disks are written for 512 bytes.
+    """
+    if not block:
+        return False, "through the page cache: direct I/O is not possible there"
+    if block > SECTOR:
+        return (
+            False,
+            f"through the page cache: with direct I/O the guest would see sectors of {block} bytes, not {SECTOR}",
+        )
+    return True, f"direct I/O: it is possible there, in blocks of {block} bytes"
 
 
 def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str) -> ImageFacts:

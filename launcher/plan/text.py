@@ -11,12 +11,12 @@ from launcher.codec import to_json
 from launcher.plan.vmconfig import wire
 
 if TYPE_CHECKING:
-    from launcher.plan.types import BootPlan, HelperSpec
+    from launcher.plan.types import BootPlan, GuestDisk, HelperSpec
 
 
 def render_json(plan: BootPlan) -> dict[str, Any]:
     """The plan as one JSON object: ``name``, ``namespace``, ``uid``, ``vmm``, ``vmConfig`` (the body of ``vm.create``),
-    ``actions``, ``helpers``, ``nics``, ``warnings``.
+    ``actions``, ``helpers``, ``nics``, ``disks``, ``warnings``.
 
     An action has its type as ``action``, its own fields, ``describe`` and ``reason``. The content of a cloud-init seed may
     hold passwords: its length and SHA-256 stand for it.
@@ -33,6 +33,7 @@ def render_json(plan: BootPlan) -> dict[str, Any]:
         ],
         "helpers": to_json(plan.helpers),
         "nics": to_json(plan.nics),
+        "disks": to_json(plan.disks),
         "warnings": list(plan.warnings),
     }
 
@@ -73,6 +74,8 @@ def render_text(plan: BootPlan) -> str:
                 ]
             )
         )
+    if plan.disks:
+        sections.append("\n".join(["Disks of the guest:", *map(_disk, plan.disks)]))
     if plan.warnings:
         sections.append("\n".join(["Warnings:"] + [f"  {warning}" for warning in plan.warnings]))
     return "\n\n".join(sections) + "\n"
@@ -82,3 +85,7 @@ def _helper(helper: HelperSpec) -> str:
     identity = helper.confinement
     capabilities = ", ".join(identity.capabilities) or "none"
     return f"  {helper.name}: {shlex.join(helper.argv)}\n     as {identity.uid}:{identity.gid}, capabilities: {capabilities}"
+
+
+def _disk(disk: GuestDisk) -> str:
+    return f"  {disk.name}: {disk.path}, {disk.form}{', read-only' if disk.read_only else ''}, {disk.io}"

@@ -258,6 +258,17 @@ class Nic:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestDisk:
+    """One disk of the guest, and how it is opened, for people."""
+
+    name: str
+    path: Path
+    form: str
+    read_only: bool
+    io: str  # past or through the page cache, and why
+
+
+@dataclass(frozen=True, slots=True)
 class BootPlan:
     name: str
     namespace: str
@@ -267,4 +278,5 @@ class BootPlan:
     actions: tuple[Action, ...] = ()
     helpers: tuple[HelperSpec, ...] = ()
     nics: tuple[Nic, ...] = ()
+    disks: tuple[GuestDisk, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -57,6 +57,7 @@ class DiskConfig:
     readonly: bool
     image_type: Literal["Raw", "Qcow2"]  # always said: a guest could make a detected one lie
     serial: str | None = None  # at most 20 bytes
+    direct: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -139,3 +140,20 @@ def test_serials_fit_stay_and_differ() -> None:
     assert serials[0] == "a-root-disk-66bacdd3"
     assert len(set(serials)) == 4
     assert all(len(serial.encode()) <= 20 for serial in serials)
+
+
+@pytest.mark.parametrize(
+    ("block", "direct", "why"),
+    [
+        (512, True, "direct I/O: it is possible there, in blocks of 512 bytes"),
+        (1, True, "direct I/O: it is possible there, in blocks of 1 bytes"),
+        (0, None, "through the page cache: direct I/O is not possible there"),
+        (4096, None, "through the page cache: with direct I/O the guest would see sectors of 4096 bytes, not 512"),
+    ],
+)
+def test_direct_io_only_where_the_guest_sees_sectors_of_512(block: int, direct: Literal[True] | None, why: str) -> None:
+    facts = replace(FACTS, disks=(DiskFacts("root", folder=True, direct=block), DiskFacts("seed", direct=512)))
+    disks = plan_disks(SPEC, facts)
+    assert [config.direct for config in disks.configs] == [direct, None]
+    assert disks.disks[0].io == why
+    assert [disk.name for disk in disks.disks] == ["root", "seed"]
