@@ -10,6 +10,7 @@ import codecs
 import os
 import secrets
 import struct
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -151,10 +152,15 @@ def _notes(segment: bytes) -> Iterator[tuple[bytes, int]]:
 
 def find_kernel(image: Image, *, arch: str) -> tuple[FoundFile, KernelKind]:
     """The image's kernel and what it is. Raises ImageInvalid unless this machine can boot it."""
+    found = _kernel_file(image)
+    return found, inspect_kernel(found.read_at, found.size, arch, f"{image.what}: {KERNEL_PATH}")
+
+
+def _kernel_file(image: Image) -> FoundFile:
     found = image.find_file(KERNEL_PATH)
     if found is None:
         raise ImageInvalid(f"{image.what}: has no {KERNEL_PATH}", hint="a kernel image holds the kernel at /vmlinux")
-    return found, inspect_kernel(found.read_at, found.size, arch, f"{image.what}: {KERNEL_PATH}")
+    return found
 
 
 def extract_kernel(image: Path, kernel: Path, initramfs: Path | None, *, arch: str) -> KernelKind:
@@ -164,26 +170,35 @@ def extract_kernel(image: Path, kernel: Path, initramfs: Path | None, *, arch: s
     is no kernel that ``arch`` can boot or no initramfs, StorageFailed when the files cannot be written.
     """
     with open_image(image, arch=arch) as opened:
-        found, kind = find_kernel(opened, arch=arch)
+        found = _kernel_file(opened)
         ramdisk = opened.find_file(INITRAMFS_PATH) if initramfs else None
         if initramfs and not ramdisk:
             raise ImageInvalid(f"{opened.what}: has no {INITRAMFS_PATH}")
-        _write(found, kernel)
+        with _new_file(kernel) as fd:
+            _copy(found, fd)
+            # Judged as it was written: to read it from the image is to decompress it once more.
+            kind = inspect_kernel(_reader(fd), found.size, arch, f"{opened.what}: {KERNEL_PATH}")
         if initramfs and ramdisk:
-            _write(ramdisk, initramfs)
+            with _new_file(initramfs) as fd:
+                _copy(ramdisk, fd)
     return kind
 
 
-def _write(found: FoundFile, to: Path) -> None:
-    """Write a file aside and give it its name when it is whole; what a killed run left of it goes first."""
+def _reader(fd: int) -> ReadAt:
+    return lambda offset, count: os.pread(fd, count, offset)
+
+
+@contextmanager
+def _new_file(to: Path) -> Iterator[int]:
+    """A file made aside, which gets its name when the context ends well; what a killed run left of it goes first."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         for stale in to.parent.glob(f".{to.name}.*.new"):
             stale.unlink(missing_ok=True)
         aside = to.with_name(f".{to.name}.{secrets.token_hex(4)}.new")
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            _copy(found, fd)
+            yield fd
             os.fchmod(fd, 0o644)  # the VMM reads it as another user, whatever the umask
             os.fsync(fd)
             aside.replace(to)
