@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import HostUnfit, LauncherError, StorageFailed
+from launcher.host.folders import make_parents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def telling(what: str, path: Path, kind: type[LauncherError] = StorageFailed) ->
 def make_folder(path: Path, mode: int, uid: int, gid: int) -> None:
     """The folder is there, with this mode and owner; missing parents are made, open to all. Raises HostUnfit."""
     with telling("make folder", path, HostUnfit):
-        _make_parents(path)
+        make_parents(path)
         # Made closed, so that nobody gets in before it has its owner.
         with suppress(FileExistsError):
             path.mkdir(0o700)
@@ -52,14 +53,6 @@ def make_folder(path: Path, mode: int, uid: int, gid: int) -> None:
                 os.fchmod(fd, mode)
         finally:
             os.close(fd)
-
-
-def _make_parents(path: Path) -> None:
-    """Missing parents, open to all whatever the umask: the VMM's uid passes through them to its disks."""
-    for parent in reversed(path.parents):
-        if not parent.exists():
-            parent.mkdir()
-            parent.chmod(0o755)
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:

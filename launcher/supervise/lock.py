@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launcher.errors import HostUnfit
+from launcher.host.folders import make_parents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def hold_lock(paths: Paths) -> Iterator[None]:
     """Make the run directory and hold its lock. Raises HostUnfit when either cannot be had."""
     try:
-        paths.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_parents(paths.run_dir)
+        paths.run_dir.mkdir(mode=0o711, exist_ok=True)
         fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostUnfit(
