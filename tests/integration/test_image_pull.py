@@ -192,7 +192,7 @@ def test_certificates(pushed: Pushed, tmp_path: Path) -> None:
     with pytest.raises(ImageInvalid, match="signed by an authority unknown here") as told:
         pull(name, image, arch="x86_64", authfile=there.authfile)
     assert "--cert-dir" in str(told.value.hint)
-    with pytest.raises(ImageInvalid, match="cannot be trusted: certificate is .*valid for"):
+    with pytest.raises(ImageInvalid, match=r"cannot be trusted: certificate is .*valid for"):
         pull(name.replace("127.0.0.1", "localhost"), image, arch="x86_64", cert_dir=there.cert_dir)
     assert nothing_is_left(image)
 
