@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
-from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
+from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, ProgramFacts, VmmFacts
 from launcher.host import process
 from launcher.host.confine import confined_argv
 from launcher.host.observe_files import (
@@ -23,6 +23,7 @@ from launcher.host.observe_files import (
     observe_volume_image,
 )
 from launcher.host.observe_network import observe_network
+from launcher.host.observe_virtiofsd import observe_virtiofsd
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
 from launcher.spec.types import ContainerRootfsVolume
@@ -92,6 +93,7 @@ def observe(
         network_data_secret=observe_secret(paths.network_data_secret),
         network=_network(),
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
+        virtiofsd=observe_virtiofsd() if spec is None or spec.instance.file_systems else ProgramFacts(),
         receive_migration=receive_migration,
     )
 
@@ -201,7 +203,9 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
     try:
         # As whom it will run later: a VMM below root's home, say, is there for us and not for the VMM's uid.
         argv = [facts.path, "--version"]
-        answer = process.run(confined_argv(argv, identity) if os.geteuid() == 0 else argv, timeout=_VERSION_TIMEOUT)
+        answer = process.run(
+            confined_argv(argv, identity) if _may_change_identity() else argv, timeout=_VERSION_TIMEOUT
+        )
         if answer.killed_after is not None:
             problem = f"{facts.path} --version did not answer within {answer.killed_after:g} s"
             return replace(facts, problem=problem, hint="name another VMM with --vmm or $LAUNCHER_VMM")
@@ -216,10 +220,15 @@ def _observe_vmm(choice: VmmChoice, judge: Callable[[str, str], tuple[int, ...]]
         return replace(facts, problem=error.message, hint=error.hint)
 
 
+def _may_change_identity() -> bool:
+    """Without these capabilities a plan says that they are missing, and nothing needs to be tried."""
+    return {"setuid", "setgid"} <= set(effective_capabilities(_read(Path("/proc/self/status"))))
+
+
 def _missing(program: Path) -> str:
-    if program.is_dir():
-        return f"{program} is a folder, not a program"
-    return f"{program} is not executable" if program.exists() else f"there is no program {program}"
+    if is_file(program):
+        return f"{program} is not executable"
+    return f"{program} is not a program" if os.path.lexists(program) else f"there is no program {program}"
 
 
 def _find_emulator() -> str | None:

@@ -560,7 +560,7 @@ def vmm_not_executable(attempt: Attempt) -> None:
 @case(
     11,
     "HostUnfit",
-    "{root} is a folder, not a program (name the VMM with --vmm or $LAUNCHER_VMM)",
+    "{root} is not a program (name the VMM with --vmm or $LAUNCHER_VMM)",
 )
 def vmm_is_a_folder(attempt: Attempt) -> None:
     attempt.options = ("--vmm", str(attempt.pod.root))
@@ -712,3 +712,17 @@ def check_plan(attempt: Attempt, wanted: Case, says: re.Pattern[str]) -> None:
     text = ("; " if sentence[0].startswith("$") else "\n").join(sentence) + (f" ({hints[0]})" if hints else "")
     assert says.fullmatch(text), text
     assert pod.console == ""
+
+
+def test_forty_problems_are_all_told() -> None:
+    """All of them in the log; in the termination message, which the kubelet cuts at 4096 bytes, as many as fit."""
+    paths = [f"$.spec.instance.disks[{number}].name: " for number in range(40)]
+    with ExitStack() as stack:
+        attempt = Attempt(stack.enter_context(vm_pod()), stack)
+        attempt.spec(disks=[{"name": f"Disk_{number}"} for number in range(40)])
+        attempt.pod.start("--emulate")
+        assert attempt.pod.wait() == 10
+        (error,) = (entry for entry in map(json.loads, attempt.pod.log.splitlines()) if entry["level"] == "error")
+        assert [path for path in paths if path not in error["message"]] == []
+        assert len(attempt.pod.termination_message.encode()) <= 4096
+        assert json.loads(attempt.pod.termination_message)["message"].startswith(paths[0])

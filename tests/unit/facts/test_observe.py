@@ -166,7 +166,7 @@ def test_a_vmm_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeyp
 def test_a_vmm_that_is_no_program_is_told_from_a_missing_one(tmp_path: Path) -> None:
     program(tmp_path / "vmm", "echo 53").chmod(0o644)
     assert look(tmp_path, VmmChoice(tmp_path / "vmm")).vmm.problem == f"{tmp_path}/vmm is not executable"
-    assert look(tmp_path, VmmChoice(tmp_path)).vmm.problem == f"{tmp_path} is a folder, not a program"
+    assert look(tmp_path, VmmChoice(tmp_path)).vmm.problem == f"{tmp_path} is not a program"
 
 
 def test_a_vmm_of_a_wrong_version_is_a_problem_with_its_remedy(tmp_path: Path) -> None:
