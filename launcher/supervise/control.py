@@ -50,6 +50,7 @@ class _Client:
     def __init__(self, number: int, connection: socket.socket) -> None:
         self.number = number  # never used again, as a descriptor would be: a late answer must not reach somebody else
         self.connection = connection
+        self.refusal: ProtocolError | None = None
         self.parser = RequestParser(body_limit=BODY_LIMIT)
         self.unsent = bytearray()
         self.requested = False
@@ -71,7 +72,7 @@ class ControlServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._listener.bind(os.fspath(path))
         path.chmod(0o600)
-        self._listener.listen(CLIENTS)
+        self._listener.listen(64)
         loop.watch(self._listener.fileno(), READ, self._accept)
 
     def answer(self, request: int, error: str | None) -> None:
@@ -125,15 +126,17 @@ class ControlServer:
             return
         connection.setblocking(False)
         client = _Client(next(self._numbers), connection)
-        _, uid = _peer(connection)
         self._clients[client.number] = client
-        if uid not in {0, os.geteuid()}:
-            self._finish(client, encode_error(ProtocolError(403, "only root may talk to the launcher")))
+        # Told when the request is there: who is still sending would see a broken connection instead.
+        if _peer(connection)[1] not in {0, os.geteuid()}:
+            client.refusal = ProtocolError(403, "only root may talk to the launcher")
         elif len(self._clients) > CLIENTS:
-            self._finish(client, encode_error(ProtocolError(503, f"there are {CLIENTS} clients already")))
-        else:
-            self._loop.watch(connection.fileno(), READ, lambda: self._read(client))
-            self._loop.arm(f"client {client.number}", REQUEST_WITHIN)
+            client.refusal = ProtocolError(503, f"there are {CLIENTS} clients already")
+        if len(self._clients) > 2 * CLIENTS:
+            self._drop(client)
+            return
+        self._loop.watch(connection.fileno(), READ, lambda: self._read(client))
+        self._loop.arm(f"client {client.number}", REQUEST_WITHIN)
 
     def _read(self, client: _Client) -> None:
         try:
@@ -148,6 +151,8 @@ class ControlServer:
         if client.requested:  # one request per connection
             return
         try:
+            if client.refusal is not None:
+                raise client.refusal
             request = client.parser.feed(data)
             if request is not None:
                 client.requested = True
