@@ -9,6 +9,10 @@ import json
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class _JsonLines(logging.Formatter):
@@ -33,8 +37,17 @@ class _Plain(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Send every log record to stderr, in the form that fits who reads it."""
-    handler = logging.StreamHandler(sys.stderr)
+class _Sink(logging.Handler):
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record).encode(errors="backslashreplace") + b"\n")
+
+
+def set_up(write: Callable[[bytes], object] | None = None, *, level: int = logging.INFO) -> None:
+    """Send every log record to stderr, in the form that fits who reads it; by ``write``, when that must not block."""
+    handler = logging.StreamHandler(sys.stderr) if write is None else _Sink(write)
     handler.setFormatter(_Plain() if sys.stderr.isatty() else _JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -33,7 +33,7 @@ _CHUNK = 4096  # PIPE_BUF: a pipe that polls writable takes this much without bl
 
 
 class Outlet:
-    """Our stdout (or any descriptor) written to without ever blocking; slow readers lose the oldest bytes.
+    """Our stdout or stderr, written to without ever blocking; slow readers lose the oldest bytes.
 
     The descriptor stays in blocking mode, for others share it; so each write follows a poll.
     """
@@ -44,41 +44,31 @@ class Outlet:
         self._waiting = bytearray()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
-        try:
-            loop.watch(fd, WRITE, self._flush)
-            self._pollable = True
-        except PermissionError:  # files and /dev/null are always ready, and epoll refuses them
-            self._pollable = False
-        loop.unwatch(fd)
         self.dropped = 0
 
     def write(self, data: bytes) -> None:
+        """Write what can be written at once; the rest waits for a reader."""
         self._waiting += data
+        self._flush()
         if (excess := len(self._waiting) - BACKLOG) > 0:
             del self._waiting[:excess]
             self.dropped += excess
-        if self._pollable:
+        if self._waiting:  # a pipe, a socket or a terminal: files and /dev/null, which epoll refuses, take all at once
             self._loop.watch(self._fd, WRITE, self._flush)
-        else:
-            while self._waiting:
-                self._flush()
 
     def _flush(self) -> None:
-        for _ in range(_READ // _CHUNK):  # as fast as the console is read
-            if not self._poll.poll(0):
-                return
+        while self._waiting and self._poll.poll(0):
             try:
                 written = os.write(self._fd, self._waiting[:_CHUNK])
-            except BlockingIOError:
+            except BlockingIOError:  # somebody else made it non-blocking
                 return
             except OSError:  # nobody reads any more
                 written = len(self._waiting)
             del self._waiting[:written]
-            if not self._waiting:
-                self._loop.unwatch(self._fd)
-                return
+        if not self._waiting:
+            self._loop.unwatch(self._fd)
 
-    def close(self, seconds: float = 1.0) -> None:
+    def close(self, seconds: float = 0.3) -> None:
         """Write what still waits, for a bounded time."""
         deadline = time.monotonic() + seconds
         while self._waiting and (left := deadline - time.monotonic()) > 0 and self._poll.poll(left * 1000):
@@ -106,6 +96,8 @@ class Console:
 
     def connect(self) -> None:
         """Connect, or come back to it in a moment: at a reboot the VMM closes the socket and makes a new one."""
+        while self._receive():  # what the old one still holds, and its end
+            pass
         if self._socket is not None:
             return
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

@@ -106,9 +106,12 @@ def _worker_exited(state: State, event: WorkerExited) -> Step:
         return _fail(state)
     if state.phase is not Phase.PREPARING:  # it handed off before
         return state, ()
-    how = f"was killed by signal {-event.status}" if event.status < 0 else f"ended with status {event.status}"
+    if event.status < 0:
+        how, hint = f"was killed by signal {-event.status}", "out of memory? see memory.events"
+    else:
+        how, hint = f"ended with status {event.status}", "the log has its last words"
     message = f"the preparation {how} without saying why"
-    return _fail(replace(state, outcome=ends.Outcome("Internal", 70, message, "out of memory? see memory.events")))
+    return _fail(replace(state, outcome=ends.Outcome("Internal", 70, message, hint)))
 
 
 def _answered(state: State, event: Answered) -> Step:

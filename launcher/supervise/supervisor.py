@@ -19,13 +19,13 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from launcher import codec
+from launcher import codec, logs
 from launcher.errors import HostUnfit
 from launcher.host.confine import confined_argv
 from launcher.supervise import control, handoff, record
 from launcher.supervise import outcome as ends
 from launcher.supervise.children import Child, become_subreaper, reap_all
-from launcher.supervise.console import Console
+from launcher.supervise.console import Console, Outlet
 from launcher.supervise.loop import READ, Loop
 from launcher.supervise.model import (
     AnswerRequest,
@@ -87,6 +87,9 @@ class Supervisor:
         self._pending: deque[Event] = deque()
         self._started = time.monotonic()
         self._loop = Loop(on_timer=self._on_timer, on_signal=self._on_signal)
+        # Whoever reads our log may hang; we may not.
+        self._stderr = Outlet(self._loop, sys.stderr.fileno())
+        logs.set_up(self._stderr.write)
         self._record = record.Record(self._paths)
         self._control = control.ControlServer(self._loop, self._paths.control_socket, self)
         self._record.followers.append(self._control.publish)
@@ -240,7 +243,7 @@ class Supervisor:
             stdin=handoff.encode_settings(self._settings),
             pass_fds=(theirs,),
             on_exit=ended,
-            on_line=_pass_on,
+            on_line=lambda line: self._stderr.write(line.encode() + b"\n"),  # its log lines are ours
         )
         os.close(theirs)
         self._loop.watch(reports, READ, read)
@@ -432,6 +435,7 @@ class Supervisor:
         self._save_state()
         self._control.close()
         self._record.close()
+        self._stderr.close()
         self._loop.close()
 
     def _save_state(self) -> None:
@@ -441,13 +445,6 @@ class Supervisor:
         if self._vmm is not None and self._vmm.status is None:
             fields["vmm"] = {"pid": self._vmm.pid, "startTime": _start_time(self._vmm.pid)}
         self._record.state(**fields)
-
-
-def _pass_on(line: str) -> None:
-    """The worker's log lines are ours."""
-    with contextlib.suppress(OSError):  # nobody reads our log any more
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
 
 
 def _last_words(lines: list[str]) -> str:

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 from launcher.vmm.api import Call
 from launcher.vmm.transport import SocketTransport
 from tests.contract.guest_elf import guest_elf
-from tests.contract.harness import eventually, fake_binary
+from tests.contract.harness import RawClient, eventually, fake_binary
 from tests.lab.pod import VmPod, golden_spec, vm_pod
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO
 
     from launcher.vmm.http import Response
     from tests.lab.netns import PodNetns
@@ -61,6 +60,12 @@ class Supervised:
         binary.chmod(0o755)
         self.options = ["--vmm", str(binary)]
 
+    def wrap(self, text: str) -> None:
+        """The VMM does this, as a shell script, before it is the fake one."""
+        self.fake()
+        fake = (self.pod.root / "vmm").rename(self.pod.root / "fake")
+        self.script(f'{text}\nexec {fake} "$@"')
+
     @property
     def side(self) -> Path:
         """A folder where the VMM may write."""
@@ -76,18 +81,19 @@ class Supervised:
         (self.side / "control").unlink(missing_ok=True)
         self.pod.start(*self.options, *options)
 
-    def start_by_hand(
-        self, *options: str, stdout: IO[bytes] | int | None = None, env: dict[str, str] | None = None
-    ) -> None:
-        """As a plain process, the leader of a session of its own; ``stdout`` None is the pod's file."""
+    def start_with(self, env: dict[str, str]) -> None:
+        self.pod.start(*self.options, env=env)
+
+    def start_by_hand(self, *options: str, stdout: int | None = None, stderr: int | None = None) -> None:
+        """As a plain process, the leader of a session of its own; stdout and stderr are the pod's files by default."""
         (self.side / "control").unlink(missing_ok=True)
         with (self.pod.root / "stdout").open("ab") as out, (self.pod.root / "stderr").open("ab") as err:
             self.by_hand = subprocess.Popen(
                 self.pod.argv("run", *self.options, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=out if stdout is None else stdout,
-                stderr=err,
-                env=self.pod.environment | (env or {}),
+                stderr=err if stderr is None else stderr,
+                env=self.pod.environment,
                 start_new_session=True,
             )
 
@@ -112,6 +118,12 @@ class Supervised:
             return self.pod.wait(within)
         status = self.by_hand.wait(within)
         return status if status >= 0 else 128 - status
+
+    def cut_down(self) -> None:
+        """kill -9 of the container: the launcher and all its children, without a word."""
+        self.kill(signal.SIGKILL)
+        self.wait()
+        (self.pod.root / "stderr").write_text("")  # unshare complained there
 
     def end(self, code: int, reason: str, within: float = PATIENCE) -> dict[str, Any]:
         """It ends so, tells so at every place, leaves nothing behind, and its log is JSON without a traceback."""
@@ -158,6 +170,10 @@ class Supervised:
     def control(self, method: str, path: str, body: bytes | None = None) -> Response:
         """One request to the control socket."""
         return SocketTransport(self.pod.run_dir / "launcher.sock").call(Call(method, path, body, PATIENCE))
+
+    def connected(self) -> RawClient:
+        """A connection to the control socket on which each byte is the test's."""
+        return RawClient(self.pod.run_dir / "launcher.sock")
 
     def status(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.control("GET", "/status").body)
