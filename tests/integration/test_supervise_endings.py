@@ -106,11 +106,7 @@ def test_another_client_of_the_api_ends_the_vm(vm: Supervised, route: str, versi
 
 
 def test_create_is_refused(vm: Supervised) -> None:
-    vm.script(f'mkdir {vm.pod.run_dir}/vmm/serial.sock; exec {vm.pod.root}/fake "$@"')
-    (vm.pod.root / "vmm").rename(vm.pod.root / "wrapper")
-    vm.fake()
-    (vm.pod.root / "vmm").rename(vm.pod.root / "fake")
-    vm.options = ["--vmm", str(vm.pod.root / "wrapper")]
+    vm.wrap(f"mkdir {vm.pod.run_dir}/vmm/serial.sock")
     vm.start()
 
     result = vm.end(15, "VmmFailed")
