@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CONSOLE = ConsoleConfig(mode="Off")
 
 
+_TOPOLOGY_MAX = 65535  # each part is a u16
+
+
 def serial(socket: Path) -> ConsoleConfig:
     """The first serial port, reachable through ``socket``: ttyS0, on arm64 ttyAMA0."""
     return ConsoleConfig(mode="Socket", socket=str(socket))
@@ -32,8 +35,12 @@ def plan_cpus(cpu: Cpu, facts: HostFacts) -> CpusConfig:
     """As many vCPUs as the topology has, all there at boot; threads are never invented.
 
     With dedicated placement each vCPU has one of the container's CPUs to itself, both in ascending order. Raises HostUnfit
-    when the container does not have exactly as many: with a CPU it may not use, ``vm.boot`` would never return.
+    when the container does not have exactly as many: with a CPU it may not use, ``vm.boot`` would never return; SpecInvalid
+    for more sockets or cores than the VMM can count.
     """
+    for name, count in (("sockets", cpu.sockets), ("coresPerSocket", cpu.cores_per_socket)):
+        if count > _TOPOLOGY_MAX:
+            raise SpecInvalid.at(f"$.spec.instance.cpu.{name}", f"the VMM counts to {_TOPOLOGY_MAX}, not to {count}")
     affinity = None
     if cpu.dedicated_cpu_placement:
         if len(facts.cpus) != cpu.vcpus:

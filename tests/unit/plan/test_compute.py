@@ -20,6 +20,12 @@ def test_the_topology_has_sockets_as_packages_and_never_threads() -> None:
     assert cpus.affinity is None
 
 
+@pytest.mark.parametrize(("cpu", "field"), [(Cpu(65536, 1), "sockets"), (Cpu(1, 65536), "coresPerSocket")])
+def test_a_topology_beyond_what_the_vmm_counts_to_is_refused(cpu: Cpu, field: str) -> None:
+    with pytest.raises(SpecInvalid, match=f"cpu.{field}: the VMM counts to 65535"):
+        plan_cpus(cpu, FACTS)
+
+
 def test_dedicated_vcpus_get_one_cpu_each_in_ascending_order() -> None:
     cpus = plan_cpus(Cpu(2, 2, dedicated_cpu_placement=True), replace(FACTS, cpus=(9, 3, 12, 4)))
     assert cpus.affinity == (
