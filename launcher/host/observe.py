@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
-from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, ProgramFacts, VmmFacts
+from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
 from launcher.host.confine import confined_argv
 from launcher.host.observe_files import (
@@ -23,7 +23,6 @@ from launcher.host.observe_files import (
     observe_volume_image,
 )
 from launcher.host.observe_network import observe_network
-from launcher.host.observe_virtiofsd import observe_virtiofsd
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
 from launcher.spec.types import ContainerRootfsVolume
@@ -93,7 +92,6 @@ def observe(
         network_data_secret=observe_secret(paths.network_data_secret),
         network=_network(),
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
-        virtiofsd=observe_virtiofsd() if spec is None or spec.instance.file_systems else ProgramFacts(),
         receive_migration=receive_migration,
     )
 
