@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -210,3 +212,23 @@ def test_it_runs_by_hand_as_well(vm: Supervised) -> None:
     os.killpg(vm.pid, signal.SIGINT)
 
     vm.end(143, "Terminated")
+
+
+def test_a_bug_in_the_launcher_is_told_without_a_secret_and_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from launcher import logs\n"
+        "from launcher.supervise import main, supervisor\n"
+        "from launcher.supervise.handoff import Settings; from launcher.supervise.model import Limits\n"
+        f"supervisor.Supervisor._start_worker = lambda self: {{}}['{SECRET}']\n"
+        "sys.exit(main.supervise(Settings('', run_dir=Path(sys.argv[1])), Limits()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 70
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["reason"], result["exitCode"]) == ("Internal", 70)
+    assert "KeyError" in result["message"]
+    assert SECRET not in result["message"]
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert next(line["message"] for line in lines if line["level"] == "error") == "the supervisor failed unexpectedly"
+    assert not list(tmp_path.glob("*.sock"))
