@@ -307,7 +307,7 @@ def kernel_folder_links_to_the_hosts_shadow(attempt: Attempt) -> None:
 @case(
     12,
     "ImageInvalid",
-    "image {root}/images/kernel, entry 'vmlinux': its path '/etc/shadow' leads out of the image; the spec wants lab/kernel there",
+    "image {root}/images/kernel, entry 'vmlinux': is a hard link to '/etc/shadow', which does not exist; the spec wants lab/kernel there",
 )
 def kernel_is_a_hard_link_to_the_hosts_shadow(attempt: Attempt) -> None:
     attempt.kernel(hardlink("vmlinux", "/etc/shadow"))
