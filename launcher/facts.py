@@ -137,6 +137,16 @@ class VmmFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramFacts:
+    """A helper's program. ``problem`` is why it cannot be used."""
+
+    path: str = ""
+    version: tuple[int, ...] = ()
+    problem: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceFacts:
     """A device node, /dev/kvm or /dev/net/tun. ``problem`` is why it cannot be used at all."""
 
@@ -170,6 +180,7 @@ class HostFacts:
     network_data_secret: SecretFacts | None = None
     network: NetworkFacts = NetworkFacts()
     dnsmasq: str | None = None  # its path, None when it is not installed
+    virtiofsd: ProgramFacts | None = None  # None when it is not installed, or no file system asks for it
     receive_migration: bool = False  # $RECEIVE_MIGRATION: the pod is the target of a migration
 
     def image(self, name: str) -> ImageFacts | None:

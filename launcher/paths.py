@@ -87,6 +87,14 @@ class Paths:
     def serial_socket(self) -> Path:
         return self.vmm_dir / "serial.sock"
 
+    @property
+    def virtiofsd_dir(self) -> Path:
+        return self.run_dir / "virtiofsd"
+
+    def file_system_socket(self, name: str) -> Path:
+        """Where the VMM reaches the virtiofsd of a file system; Virtink's place for it."""
+        return self.virtiofsd_dir / f"{name}.sock"
+
     # --- what the pod mounts ---
 
     @property

@@ -78,6 +78,13 @@ NET: Table = {
     "offload_ufo": (bool, True),
     "offload_csum": (bool, True),
 }
+FS: Table = {
+    **PCI,
+    "tag": (str, ...),
+    "socket": (str, ...),
+    "num_queues": (int, 1),
+    "queue_size": (int, 1024),
+}
 MODES = ("Off", "Pty", "Tty", "File", "Socket", "Null")
 CONSOLE: Table = {"file": (str, None), "mode": (MODES, ...), "socket": (str, None)}
 VM: Table = {
@@ -89,6 +96,7 @@ VM: Table = {
     ),
     "disks": ([DISK], None),
     "net": ([NET], None),
+    "fs": ([FS], None),
     "rng": ({**PCI, "src": (str, ...)}, {"src": "/dev/urandom"}),
     "serial": (CONSOLE, {"mode": "Null"}),
     "console": (CONSOLE, {"mode": "Tty"}),
@@ -104,7 +112,7 @@ SERIAL_BYTES = 20  # virtio-blk's own limit
 _PCI_UNKNOWN = ("iommu", "pci_segment", "pci_device_id")
 NOT_EMULATED: dict[str, tuple[str, ...]] = {
     "": (
-        *("balloon", "debug_console", "devices", "fs", "generic_vhost_user", "iommu", "ivshmem", "landlock_enable"),
+        *("balloon", "debug_console", "devices", "generic_vhost_user", "iommu", "ivshmem", "landlock_enable"),
         *("numa", "pci_segments", "platform", "pmem", "rate_limit_groups", "rtc", "tpm", "user_devices", "vdpa"),
         *("vsock", "watchdog"),
     ),
@@ -113,6 +121,7 @@ NOT_EMULATED: dict[str, tuple[str, ...]] = {
     "payload": ("firmware", "igvm", "fw_cfg_config", "host_data"),
     "disks": (*_PCI_UNKNOWN, "backing_files", "rate_limit_group", "rate_limiter_config", "vhost_socket", "vhost_user"),
     "net": (*_PCI_UNKNOWN, "host_mac", "ip", "mask", "rate_limiter_config", "vhost_socket", "vhost_user"),
+    "fs": _PCI_UNKNOWN,
     "rng": _PCI_UNKNOWN,
 }
 
@@ -124,7 +133,7 @@ def parse_vm(body: bytes) -> Json:
     _check_emulated(given, "")
     for room in ("cpus", "memory", "payload", "rng"):
         _check_emulated(given.get(room) or {}, room)
-    for room in ("disks", "net"):
+    for room in ("disks", "net", "fs"):
         for device in given.get(room) or ():
             _check_emulated(device, room)
     for net in config.get("net", ()):
@@ -228,7 +237,7 @@ def validate(config: Json) -> None:
         if total != cpus["max_vcpus"]:
             raise invalid("Product of CPU topology parts does not match maximum vCPU")
     seen: set[str] = set()
-    for device in (*config.get("disks", ()), *config.get("net", ()), config["rng"]):
+    for device in (*config.get("disks", ()), *config.get("net", ()), *config.get("fs", ()), config["rng"]):
         name = device.get("id")
         if name is None:
             continue
@@ -250,12 +259,17 @@ def validate(config: Json) -> None:
             )
         if queues // 2 > cpus["boot_vcpus"]:
             raise invalid(f"Queue count ({queues // 2}) must not exceed boot vCPUs ({cpus['boot_vcpus']})")
+    for fs in config.get("fs", ()):
+        if fs["num_queues"] > cpus["boot_vcpus"]:
+            raise invalid(f"Queue count ({fs['num_queues']}) must not exceed boot vCPUs ({cpus['boot_vcpus']})")
+        if not config["memory"]["shared"] and not config["memory"]["hugepages"]:
+            raise invalid("Using vhost-user requires using shared memory or huge pages")
 
 
 def fill_ids(config: Json) -> None:
     """Name the devices that have no id, from one counter over all of them."""
     counter = 0
-    for room, label in (("disks", "_disk"), ("net", "_net")):
+    for room, label in (("disks", "_disk"), ("net", "_net"), ("fs", "_fs")):
         for device in config.get(room, ()):
             if "id" not in device:
                 device["id"] = f"{label}{counter}"

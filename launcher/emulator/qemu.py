@@ -43,6 +43,9 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
         smp += f",sockets={topology['packages']},dies={topology['dies_per_package']}"
         smp += f",cores={topology['cores_per_die']},threads={topology['threads_per_core']}"
     argv = ["-smp", smp, "-m", f"size={memory['size']}B", "-kernel", payload["kernel"]]
+    if config.get("fs"):  # memory that another process can map
+        backend = {"qom-type": "memory-backend-memfd", "id": "memory", "size": memory["size"], "share": True}
+        argv += ["-object", json.dumps(backend), "-machine", "memory-backend=memory"]
     if "initramfs" in payload:
         argv += ["-initrd", payload["initramfs"]]
     argv += ["-append", payload.get("cmdline", "")]
@@ -74,6 +77,10 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
         device(net["id"], options | ({"mq": True, "vectors": 2 * len(fds) + 2} if len(fds) > 1 else {}))
     argv += ["-object", json.dumps({"qom-type": "rng-random", "id": "rng", "filename": config["rng"]["src"]})]
     device(config["rng"].get("id", "__rng"), {"driver": "virtio-rng-pci", "rng": "rng", "disable-legacy": "on"})
+    for index, fs in enumerate(config.get("fs", ())):
+        argv += ["-chardev", f"socket,id=fs{index},path={fs['socket'].replace(',', ',,')}"]
+        options = {"driver": "vhost-user-fs-pci", "chardev": f"fs{index}", "tag": fs["tag"]}
+        device(fs["id"], options | {"queue-size": fs["queue_size"], "num-request-queues": fs["num_queues"]})
     if config["pvpanic"]:
         device("__pvpanic", {"driver": "pvpanic-pci"})
         tree["__pvpanic"] = {**_node("__pvpanic"), "pci_bdf": tree.pop("_virtio-pci-__pvpanic")["pci_bdf"]}

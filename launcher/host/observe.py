@@ -23,6 +23,7 @@ from launcher.host.observe_files import (
     observe_volume_image,
 )
 from launcher.host.observe_network import observe_network
+from launcher.host.observe_virtiofsd import observe_virtiofsd
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
 from launcher.spec.types import ContainerRootfsVolume
@@ -92,6 +93,7 @@ def observe(
         network_data_secret=observe_secret(paths.network_data_secret),
         network=_network(),
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
+        virtiofsd=observe_virtiofsd() if spec is None or spec.instance.file_systems else None,
         receive_migration=receive_migration,
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from launcher.errors import NetworkFailed, SpecInvalid
 from launcher.plan.compute import CONSOLE, plan_cpus, plan_memory, serial
 from launcher.plan.devices import plan_devices
+from launcher.plan.filesystems import plan_file_systems
 from launcher.plan.fitness import check_machine, refuse_unsupported
 from launcher.plan.network import NetworkPlan, plan_bridge
 from launcher.plan.storage import CMDLINE, plan_disks, plan_payload
@@ -25,7 +26,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     """What has to be done on this machine to boot this VM.
 
     Raises what stands in the way, the first of: SpecInvalid for what this version or the VMM cannot run, HostUnfit for what the
-    machine lacks, ImageInvalid for an unusable image, NetworkFailed for a network that cannot be handed to the guest.
+    machine lacks, ImageInvalid for an unusable image, StorageFailed for what is not mounted, NetworkFailed for a network that cannot be handed to the guest.
     """
     refuse_unsupported(spec, facts)
     kernel = spec.instance.kernel
@@ -33,9 +34,10 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         raise AssertionError("a VM without a kernel was refused above")
     check_machine(spec, facts)
     cpus = plan_cpus(spec.instance.cpu, facts)
-    memory = plan_memory(spec.instance.memory, facts)
+    memory = plan_memory(spec.instance.memory, facts, shared=bool(spec.instance.file_systems))
     payload = plan_payload(kernel, facts)
     disks = plan_disks(spec, facts)
+    file_systems = plan_file_systems(spec, facts)
     network = _plan_network(spec, facts)
     devices = plan_devices(spec, facts)
     paths = facts.paths
@@ -44,6 +46,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         # The kernel comes first: a wrong one is found before anything else is touched, the network last of all.
         *payload.actions,
         *disks.actions,
+        *file_systems.actions,
         *devices.actions,
         MakeFolder(paths.vmm_dir, 0o700, facts.vmm_uid, facts.vmm_gid, "the VMM binds the guest's serial port in it"),
         *network.actions,
@@ -54,6 +57,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         payload=payload.config,
         disks=disks.configs or None,
         net=network.nets or None,
+        fs=file_systems.configs or None,
         serial=serial(paths.serial_socket),
         console=CONSOLE,
         pvpanic=True,
@@ -71,10 +75,15 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         ),
         vm_config=vm_config,
         actions=actions,
-        helpers=network.helpers,
+        helpers=(*file_systems.helpers, *network.helpers),
         nics=network.nics,
         disks=disks.disks,
-        warnings=(*((_EMULATED,) if facts.vmm.emulated else ()), *memory.warnings, *network.warnings),
+        warnings=(
+            *((_EMULATED,) if facts.vmm.emulated else ()),
+            *memory.warnings,
+            *file_systems.warnings,
+            *network.warnings,
+        ),
     )
 
 

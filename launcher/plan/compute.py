@@ -66,11 +66,11 @@ class MemoryPlan:
     warnings: tuple[str, ...] = ()
 
 
-def plan_memory(memory: Memory, facts: HostFacts) -> MemoryPlan:
+def plan_memory(memory: Memory, facts: HostFacts, *, shared: bool = False) -> MemoryPlan:
     """The guest's RAM in bytes, a multiple of the page it is made of.
 
     Raises SpecInvalid when not one page is left, HostUnfit when the machine has too few free hugepages. The page size is
-    always said for hugepages: without it the VMM looks for a mount at /dev/hugepages.
+    always said for hugepages: without it the VMM looks for a mount at /dev/hugepages. ``shared`` lets another process map it.
     """
     page = memory.hugepage_size or facts.page_size
     size = memory.size - memory.size % page
@@ -82,14 +82,14 @@ def plan_memory(memory: Memory, facts: HostFacts) -> MemoryPlan:
     if size != memory.size:
         warnings = (f"memory is rounded down from {memory.size} to {size} bytes, a multiple of the page size {page}",)
     if memory.hugepage_size is None:
-        return MemoryPlan(MemoryConfig(size=size), warnings)
+        return MemoryPlan(MemoryConfig(size=size, shared=shared or None), warnings)
     free = dict(facts.hugepages).get(page, 0)
     if free < size // page:
         raise HostUnfit(
             f"the VM needs {_count(size // page, 'hugepage')} of {page >> 20} MiB, {free} are free on this machine",
             hint=f"reserve more through /sys/kernel/mm/hugepages/hugepages-{page >> 10}kB/nr_hugepages",
         )
-    return MemoryPlan(MemoryConfig(size=size, hugepages=True, hugepage_size=page), warnings)
+    return MemoryPlan(MemoryConfig(size=size, hugepages=True, hugepage_size=page, shared=shared or None), warnings)
 
 
 def _count(number: int, what: str) -> str:

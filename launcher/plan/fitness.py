@@ -56,13 +56,15 @@ def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
     instance = spec.instance
     if instance.kernel is None:
         yield "$.spec.instance.kernel", "without a kernel the VM would boot by firmware"
-    for at in range(len(instance.file_systems)):
-        yield f"$.spec.instance.fileSystems[{at}]", "a shared file system"
+    shared = {file_system.name for file_system in instance.file_systems}
+    for at, file_system in enumerate(instance.file_systems):
+        if not isinstance(spec.volume(file_system.name), PvcVolume | DataVolumeVolume):
+            yield f"$.spec.instance.fileSystems[{at}]", "a file system that is neither a claim nor a data volume"
     for at, interface in enumerate(instance.interfaces):
         if wanted := _unsupported_binding(interface.binding):
             yield f"$.spec.instance.interfaces[{at}].{wanted[0]}", wanted[1]
     for at, volume in enumerate(spec.volumes):
-        for key, what in _unsupported_sources(volume):
+        for key, what in () if volume.name in shared else _unsupported_sources(volume):
             yield f"$.spec.volumes[{at}].{key}", what
         for key, what in _second_secrets(volume, spec.volumes[:at], facts):
             yield f"$.spec.volumes[{at}].{key}", what
@@ -140,8 +142,11 @@ def check_machine(spec: VmSpec, facts: HostFacts) -> None:
     """Raise HostUnfit, with the remedy, for what the machine or the container lacks for this VM."""
     if facts.arch not in ARCHITECTURES:
         raise HostUnfit(f"machines of type {facts.arch} are not supported", hint=f"use {' or '.join(ARCHITECTURES)}")
-    # The longest path of a socket in the run directory.
-    if (excess := len(os.fsencode(facts.paths.serial_socket)) - SOCKET_PATH_BYTES) > 0:
+    sockets = (
+        facts.paths.serial_socket,
+        *(facts.paths.file_system_socket(fs.name) for fs in spec.instance.file_systems),
+    )
+    if (excess := max(len(os.fsencode(socket)) for socket in sockets) - SOCKET_PATH_BYTES) > 0:
         raise HostUnfit(
             f"the path of the run directory, {facts.paths.run_dir}, is {excess} bytes too long for the sockets in it",
             hint="name a shorter one with --run-dir",

@@ -8,11 +8,10 @@ compares and converges, so that a plan can be carried out any number of times, f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003  # the codec resolves the annotations of what the supervisor is handed
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from launcher.facts import Address, Neighbour, Route
     from launcher.plan.vmconfig import VmConfig
 
@@ -237,6 +236,10 @@ class HelperSpec:
     name: str
     argv: tuple[str, ...]
     confinement: Confinement
+    listen: Path | None = None
+    """A unix socket for the VMM. The supervisor binds it once and keeps it, and adds ``--fd=N`` to the command line: the
+    VMM can connect before the helper is up and while it is started again. Such a helper serves one connection and then
+    ends with status 0."""
 
 
 @dataclass(frozen=True, slots=True)

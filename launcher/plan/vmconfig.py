@@ -41,6 +41,7 @@ class MemoryConfig:
     size: int
     hugepages: bool | None = None
     hugepage_size: int | None = None
+    shared: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,15 @@ class NetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FsConfig:
+    id: str
+    tag: str  # at most 36 bytes; the VMM cuts a longer one
+    socket: str
+    num_queues: int
+    queue_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleConfig:
     mode: Literal["Off", "Socket"]
     socket: str | None = None
@@ -81,6 +91,7 @@ class VmConfig:
     payload: PayloadConfig
     disks: tuple[DiskConfig, ...] | None
     net: tuple[NetConfig, ...] | None
+    fs: tuple[FsConfig, ...] | None
     serial: ConsoleConfig
     console: ConsoleConfig
     pvpanic: bool

@@ -29,6 +29,7 @@ _INSTANCE = ("cpu", "memory", "kernel", "disks", "fileSystems", "interfaces")
 
 _DEFAULT_MEMORY = Quantity.of(1 << 30)
 _MAX_UINT32 = (1 << 32) - 1
+_TAG_BYTES = 36  # linux/virtio_fs.h, struct virtio_fs_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +155,8 @@ def _disk(cursor: Cursor) -> Disk:
 
 
 def _file_system(cursor: Cursor) -> FileSystem:
-    return FileSystem(name=label(cursor.object(("name",)).get("name")))
+    field = cursor.object(("name",)).get("name")
+    name = label(field)
+    if len(name) > _TAG_BYTES and not field.log.failed(field.path):
+        field.problem(f"{quote(name)} is the tag that the guest mounts, which has room for {_TAG_BYTES} bytes")
+    return FileSystem(name)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 PRESS_EVERY = 2.0  # seconds between two presses of the power button
 EXIT_WITHIN = 2.0  # seconds a VMM told to go may take before it is killed
+HELPER_AGAIN = 0.1  # seconds until a helper that ended is started again, doubled for each death
 HELPER_QUIET = 60.0  # seconds without a death after which a helper's count starts anew
 HELPER_DEATHS = 5  # so many without a quiet minute, and it "kept dying"
 NO_SHUTDOWN = (52, 0, 0)  # the first VMM in which a power-off can be told from an exit
@@ -266,6 +267,8 @@ def _why_exited(state: State, event: VmmExited) -> Outcome:
 def _helper_exited(state: State, event: HelperExited) -> Step:
     if state.phase in {Phase.STOPPING, Phase.FAILED} or state.outcome is not None:
         return state, ()
+    if event.status == 0 and _serves_one_client(state, event.name):
+        return state, (Arm(f"helper {event.name}", HELPER_AGAIN),)  # the guest rebooted: the VMM will connect anew
     deaths = dict(state.helper_deaths)
     count = deaths[event.name] = deaths.get(event.name, 0) + 1
     state = replace(state, helper_deaths=tuple(deaths.items()))
@@ -276,8 +279,13 @@ def _helper_exited(state: State, event: HelperExited) -> Step:
             return _fail(replace(state, outcome=outcome))
         return _begin_stop(state, Stop(graceful=outcome, forced=outcome))
     note = Note("helper-died", (("helper", event.name), ("words", words)), warning=True)
-    delay = min(0.1 * 2 ** (count - 1), 5.0)
+    delay = min(HELPER_AGAIN * 2 ** (count - 1), 5.0)
     return state, (note, Arm(f"helper {event.name}", delay), Arm(f"quiet {event.name}", HELPER_QUIET))
+
+
+def _serves_one_client(state: State, name: str) -> bool:
+    helpers = state.handoff.helpers if state.handoff is not None else ()
+    return any(helper.name == name and helper.listen is not None for helper in helpers)
 
 
 # --- stopping ---

@@ -26,6 +26,7 @@ from launcher.supervise import control, handoff, record
 from launcher.supervise import outcome as ends
 from launcher.supervise.children import Child, become_subreaper, reap_all
 from launcher.supervise.console import Console, Outlet
+from launcher.supervise.helper_sockets import HelperSockets
 from launcher.supervise.loop import READ, Loop
 from launcher.supervise.model import (
     AnswerRequest,
@@ -107,6 +108,7 @@ class Supervisor:
         self._vmm_events: int | None = None
         self._event_stream = EventStream()
         self._helpers: dict[str, Child] = {}
+        self._helper_sockets = HelperSockets()
 
     def run(self) -> int:
         """Supervise until the end; returns the exit code."""
@@ -288,10 +290,15 @@ class Supervisor:
         def ended(status: int) -> None:
             self._feed(HelperExited(name, status, self._helpers[name].last_words()))
 
+        argv, fds = list(spec.argv), []
         try:
-            argv = confined_argv(spec.argv, spec.confinement)
-            self._helpers[name] = Child(self._loop, argv, on_exit=ended, on_line=said)
-        except HostUnfit as error:
+            if spec.listen is not None:
+                vmm = self._state.handoff.vmm.confinement
+                fds.append(self._helper_sockets.descriptor(spec.listen, vmm.uid, vmm.gid))
+                argv.append(f"--fd={fds[0]}")
+            command = confined_argv(argv, spec.confinement)
+            self._helpers[name] = Child(self._loop, command, pass_fds=fds, on_exit=ended, on_line=said)
+        except (HostUnfit, OSError) as error:
             self._feed(HelperExited(name, 127, str(error)))
             return
         self._record.event("helper-started", {"helper": name, "pid": self._helpers[name].pid})
@@ -430,6 +437,7 @@ class Supervisor:
         for child in self._children:
             child.send(signal.SIGKILL)  # the VMM is gone by now; dnsmasq keeps its lease file at every lease
             child.reap()
+        self._helper_sockets.close()
         self._api.close()
         self._console.close()
         self._save_state()

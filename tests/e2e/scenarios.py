@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.facts import ProgramFacts
+from launcher.host.observe_virtiofsd import observe_virtiofsd
 from tests.lab.guest import lab_guest
 from tests.lab.netns import FLANNEL
 from tests.lab.pod import VmPod, golden_spec, vm_pod
@@ -214,6 +216,43 @@ def killed_and_started_again(stage: Stage) -> None:
     stage.end(again, 143, "Terminated")
 
 
+def virtiofs(stage: Stage) -> None:
+    """A shared folder: the guest mounts it by its tag, owners are the same on both sides, and a reboot finds it again."""
+    pod = stage.pod()
+    spec = golden_spec(cmdline="launcher.virtiofs=share launcher.test=reboot-once")
+    spec["spec"]["instance"]["fileSystems"] = [{"name": "share"}]
+    spec["spec"]["volumes"].append({"name": "share", "persistentVolumeClaim": {"claimName": "share"}})
+    pod.write_spec(spec)
+    share = pod.root / "disks/share"
+    share.mkdir()
+    (share / "from-host").write_text("from the host\n")
+    os.chown(share / "from-host", 1234, 1235)
+    stage.start(pod)
+    pod.until_console("GUEST-SHARE share 1234:1235 from the host", 60 * stage.pace)
+    pod.until_console("GUEST-SHARE share 1234:1235 from the host", 90 * stage.pace, times=2)
+    written = share / "from-guest"
+    seen = written.stat()
+    assert written.read_text() == "from the guest\n"
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (1000, 1001, 0o640)
+    assert "GUEST-UP boot=2" in pod.console
+
+    status = json.loads(pod.exec("status", "-o", "json", timeout=60 * stage.pace).stdout)
+    [helper] = [helper for helper in status["helpers"] if helper["name"] == "virtiofsd-share"]
+    assert (helper["alive"], helper["recentDeaths"]) == (True, 0)
+    done = pod.exec("power", "off", timeout=60 * stage.pace)
+    assert done.returncode == 0, done.stderr
+    stage.end(pod, 0, "GuestPoweredOff")
+    assert not list((pod.run_dir / "virtiofsd").iterdir())
+
+
+def lacks(name: str) -> str | None:
+    """Why a scenario cannot be tried on this machine."""
+    found = observe_virtiofsd() if name == "virtiofs" else ProgramFacts()
+    if found is None:
+        return "no virtiofsd is installed; Debian has it as a package from 13 on"
+    return found.problem
+
+
 SCENARIOS: dict[str, Callable[[Stage], None]] = {
     function.__name__: function
     for function in (
@@ -226,6 +265,7 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
         vmm_killed,
         dnsmasq_killed,
         killed_and_started_again,
+        virtiofs,
     )
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.scenarios import SCENARIOS, Stage
+from tests.e2e.scenarios import SCENARIOS, Stage, lacks
 from tests.lab.kvm_machine import KvmMachine, kvm_runs_guests
 from tests.lab.vmm import require_vmm
 
@@ -64,4 +64,6 @@ def _run_here(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_real_vmm(name: str, run_scenario: Callable[[str], None]) -> None:
+    if why := lacks(name):
+        pytest.skip(why)
     run_scenario(name)

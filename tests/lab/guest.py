@@ -47,7 +47,17 @@ CODE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("bzimage.p
 META_PACKAGE = "linux-image-cloud-amd64"
 
 # What the guest needs from the modules; ext4 is built into the cloud flavour. A name it lacks is an error.
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "evdev", "button", "pvpanic_pci", "isofs")
+MODULES = (
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "evdev",
+    "button",
+    "pvpanic_pci",
+    "isofs",
+    "virtiofs",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ def test_json_that_does_not_fit_is_400(body: bytes) -> None:
     ("config", "what"),
     [
         ({}, "console mode Tty"),
-        ({**OFF, "fs": [{"tag": "a", "socket": "/s"}]}, "fs"),
+        ({**OFF, "fs": [{"tag": "a", "socket": "/s", "pci_segment": 1}]}, "fs.pci_segment"),
+        ({**OFF, "pmem": [{"file": "/p"}]}, "pmem"),
         ({**OFF, "watchdog": True}, "watchdog"),
         ({**OFF, "serial": {"mode": "Socket", "socket": "/a\0b"}}, "a NUL in socket"),
         ({**OFF, "debug_console": {"mode": "Tty"}}, "debug_console"),
@@ -100,6 +101,14 @@ def test_a_known_field_that_asks_for_nothing_is_taken() -> None:
         ({**BOOTABLE, "cpus": {"boot_vcpus": 2, "max_vcpus": 1}}, "Max CPUs (1) lower than boot CPUs (2)"),
         ({**BOOTABLE, "disks": [{"path": "/d", "id": "__a"}]}, "Identifier __a is not invalid"),
         ({**BOOTABLE, "disks": [{"path": "/d", "id": "a"}], "net": [{"id": "a"}]}, "Identifier a is not unique"),
+        (
+            {**BOOTABLE, "fs": [{"tag": "a", "socket": "/s"}]},
+            "Using vhost-user requires using shared memory or huge pages",
+        ),
+        (
+            {**BOOTABLE, "memory": {"size": 1, "shared": True}, "fs": [{"tag": "a", "socket": "/s", "num_queues": 2}]},
+            "Queue count (2) must not exceed boot vCPUs (1)",
+        ),
         ({**BOOTABLE, "net": [{"num_queues": 4}]}, "Queue count (2) must not exceed boot vCPUs (1)"),
         ({**BOOTABLE, "net": [{"num_queues": 1}]}, "Number of queues (1) to virtio_net should be higher than 2"),
     ],

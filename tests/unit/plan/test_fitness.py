@@ -65,7 +65,7 @@ def test_user_data_and_network_data_may_each_come_from_a_secret_of_its_own() -> 
     [
         (replace(SPEC, instance=replace(SPEC.instance, kernel=None)), "$.spec.instance.kernel"),
         (
-            replace(SPEC, instance=replace(SPEC.instance, file_systems=(FileSystem("a"),))),
+            replace(SPEC, instance=replace(SPEC.instance, disks=(), file_systems=(FileSystem("root"),))),
             "$.spec.instance.fileSystems[0]",
         ),
         (bound(MasqueradeBinding()), "$.spec.instance.interfaces[0].masquerade"),

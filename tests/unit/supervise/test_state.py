@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from launcher.supervise.model import (
     Exit,
     HelperExited,
     Limits,
+    Note,
     Phase,
     PowerRequested,
     PreparationFailed,
@@ -52,6 +54,7 @@ HANDOFF = Handoff(
     "d",
     (HelperSpec("dnsmasq", ("dnsmasq",), WHO),),
 )
+SHARING = replace(HANDOFF, helpers=(HelperSpec("virtiofsd", ("virtiofsd",), WHO, listen=Path("/run/s.sock")),))
 REFUSED = ends.Outcome("VmmFailed", 15, "the VMM refused vm.boot: no kernel")
 
 
@@ -367,6 +370,18 @@ def test_a_helper_that_keeps_dying_shuts_the_guest_down() -> None:
 
     _, commands = play(VmmSaid("vm", "shutdown"), VmmExited(0), state=state)
     assert (outcome_of(commands).reason, outcome_of(commands).exit_code) == ("HelperFailed", 16)
+
+
+def test_a_helper_that_served_its_client_is_started_again_without_a_count() -> None:
+    state = replace(running(), handoff=SHARING)
+    for _ in range(HELPER_DEATHS + 1):
+        state, commands = play(HelperExited("virtiofsd", 0), state=state)
+        assert commands == [Arm("helper virtiofsd", 0.1)]
+        state, commands = play(TimerFired("helper virtiofsd"), state=state)
+        assert commands == [StartHelper("virtiofsd")]
+    assert state.helper_deaths == ()
+    _, commands = play(HelperExited("virtiofsd", 1, "no such folder"), state=state)
+    assert any(isinstance(command, Note) and command.event == "helper-died" for command in commands)
 
 
 def test_a_quiet_minute_forgives_a_helper() -> None:
