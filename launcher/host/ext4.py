@@ -16,7 +16,7 @@ from launcher.host.ext4_tree import BLOCK, INODE
 from launcher.image.tar import raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from launcher.host.ext4_tree import Extra
@@ -108,25 +108,27 @@ def make(disk: Path, ext4: Ext4, tar: Iterable[bytes | memoryview]) -> None:
 
 def restore(disk: Path, ext4: Ext4, extras: Iterable[Extra], workspace: Path) -> None:
     """Put back attributes and times that mke2fs drops. ``workspace`` is a folder for the values. Raises StorageFailed."""
-    values: dict[bytes, Path] = {}
-    lines = []
-    for extra in extras:
-        path = _quoted(b"/" if extra.path == "." else b"/" + raw(extra.path))
-        for name, value in extra.xattrs.items():
-            if value not in values:
-                values[value] = workspace / f"value-{len(values)}"
-                values[value].write_bytes(value)
-            lines.append(b"ea_set -f %s %s %s" % (_quoted(os.fsencode(values[value])), path, name.encode()))
-        lines += [b"sif %s %s 0x%x" % (path, field.encode(), value) for field, value in extra.fields]
-    script = workspace / "script"
-    script.write_bytes(b"\n".join([*lines, b""]))
-    done = process.run(["debugfs", "-w", "-f", str(script), str(disk)], env=ext4.env)
+    done = process.feed(["debugfs", "-w", "-f", "-", str(disk)], _requests(extras, workspace), env=ext4.env)
     # Its status tells nothing; after the banner, every line on stderr is a failure.
     complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs ")]
     if done.returncode != 0 or complaints:
         raise StorageFailed(
             f"debugfs could not restore file attributes: {complaints[-1] if complaints else done.failure}"
         )
+
+
+def _requests(extras: Iterable[Extra], workspace: Path) -> Iterator[bytes]:
+    """The script for debugfs, a line at a time."""
+    values: dict[bytes, Path] = {}
+    for extra in extras:
+        path = _quoted(b"/" if extra.path == "." else b"/" + raw(extra.path))
+        for name, value in extra.xattrs.items():
+            if value not in values:
+                values[value] = workspace / f"value-{len(values)}"
+                values[value].write_bytes(value)
+            yield b"ea_set -f %s %s %s\n" % (_quoted(os.fsencode(values[value])), path, name.encode())
+        for field, number in extra.fields:
+            yield b"sif %s %s 0x%x\n" % (path, field.encode(), number)
 
 
 def _quoted(word: bytes) -> bytes:

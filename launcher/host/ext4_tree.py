@@ -15,7 +15,7 @@ from launcher.image.tar import raw
 from launcher.image.tree import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from launcher.image.stream import FlatTree
     from launcher.image.tree import Entry
@@ -50,24 +50,29 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``blocks`` of 4096 bytes and ``inodes`` the tree takes; what to restore; how many of each kind are lost."""
+    """``blocks`` of 4096 bytes and ``inodes`` the tree takes; what to restore; how many of each kind are lost; the
+    directory with most names, and how many.
+    """
 
     blocks: int
     inodes: int
     extras: tuple[Extra, ...]
     lost: Mapping[str, int]
+    fullest: tuple[str, int] = (".", 0)
 
 
 def plan_tree(flat: FlatTree) -> Plan:
     """Measure a tree and sort out what mke2fs would drop."""
-    blocks = sum(_directory_blocks(names) for names in _names_by_directory(flat))
+    directories = _directories(flat)
+    blocks = sum(directory.blocks_with_tree for directory in directories.values())
+    fullest = max(directories, key=lambda path: directories[path].names)
     inodes = _RESERVED_INODES
     extras = []
     lost = {"extended attributes": 0, "sub-second times": 0, "sockets": flat.sockets}
     for path, entry in flat.inodes():
         inodes += 1
         if entry.kind is Kind.FILE:
-            blocks += _with_extents(-(-entry.size // BLOCK))
+            blocks += _file_blocks(entry)
         elif entry.kind is Kind.SYMLINK and len(raw(entry.target)) >= 60:
             blocks += 1
         times = time_fields(entry.mtime_ns)
@@ -83,38 +88,56 @@ def plan_tree(flat: FlatTree) -> Plan:
             lost["sub-second times"] += bool(times)
             continue
         extras.append(Extra(path, others, times))
-    return Plan(blocks, inodes, tuple(extras), {kind: count for kind, count in lost.items() if count})
+    lost = {kind: count for kind, count in lost.items() if count}
+    return Plan(blocks, inodes, tuple(extras), lost, (fullest, directories[fullest].names))
 
 
-def _with_extents(blocks: int) -> int:
+def _file_blocks(entry: Entry) -> int:
+    """Blocks of a file's data, holes left out as mke2fs does, and of its extent tree."""
+    if entry.segments is None:
+        return _with_extents(-(-entry.size // BLOCK), 0)
+    blocks = end = runs = 0
+    for offset, length in entry.segments:
+        first, last = max(offset // BLOCK, end), -(-(offset + length) // BLOCK)
+        runs += first > end
+        blocks += last - first
+        end = last
+    return _with_extents(blocks, runs)
+
+
+def _with_extents(blocks: int, runs: int) -> int:
     """Blocks of data and of the extent tree: an extent has at most 32768 blocks, four fit into the inode, 340 a block."""
-    extents = -(-blocks // 32768) * 2  # group metadata lies in between
+    extents = -(-blocks // 32768) * 2 + runs  # group metadata lies in between
     return blocks + (-(-extents // 340) if extents > 4 else 0)
 
 
-def _names_by_directory(flat: FlatTree) -> Iterable[list[str]]:
-    names: dict[str, list[str]] = {path: [] for path, _ in flat.directories}
-    everything = (
-        *(path for path, _ in flat.directories[1:]),
-        *(path for path, _ in flat.others),
-        *(path for path, _ in flat.files),
-        *(path for path, _, _ in flat.links),
-    )
-    for path in everything:
-        above, _, name = path.rpartition("/")
-        names[above or "."].append(name)
-    return names.values()
+@dataclass(slots=True)
+class _Directory:
+    """A linear directory that grows: an entry has eight bytes and its name, and does not cross a block's end."""
 
+    blocks: int = 1
+    room: int = BLOCK - 12 - 24  # checksum; "." and ".."
+    names: int = 0
 
-def _directory_blocks(names: Iterable[str]) -> int:
-    """Blocks of a linear directory: an entry has eight bytes and its name, and does not cross a block's end."""
-    blocks, room = 1, BLOCK - 12 - 24  # checksum; "." and ".."
-    for name in names:
+    def add(self, name: str) -> None:
         size = -(-(8 + len(raw(name))) // 4) * 4
-        if size > room:
-            blocks, room = blocks + 1, BLOCK - 12
-        room -= size
-    return blocks + (-(-blocks // 340) if blocks > 4 else 0)
+        if size > self.room:
+            self.blocks, self.room = self.blocks + 1, BLOCK - 12
+        self.room -= size
+        self.names += 1
+
+    @property
+    def blocks_with_tree(self) -> int:
+        return self.blocks + (-(-self.blocks // 340) if self.blocks > 4 else 0)
+
+
+def _directories(flat: FlatTree) -> dict[str, _Directory]:
+    directories = {path: _Directory() for path, _ in flat.directories}
+    for names in (flat.directories[1:], flat.others, flat.files, flat.links):
+        for path, *_ in names:
+            above, _, name = path.rpartition("/")
+            directories[above or "."].add(name)
+    return directories
 
 
 def time_fields(nanoseconds: int) -> tuple[tuple[str, int], ...]:

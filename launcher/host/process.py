@@ -28,6 +28,8 @@ _PIPE = (
 # A child never inherits our environment: it may hold the VM's spec. UTF-8 is needed by mke2fs to read pax names.
 BASE_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
+_TIED = ("setpriv", "--pdeathsig", "KILL", "--")
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -111,8 +113,9 @@ def feed(
         # Files, not pipes, take what it says: nobody has to read while we write.
         out, err = (held.enter_context(os.fdopen(os.memfd_create(name), "rb")) for name in ("stdout", "stderr"))
         try:
+            # It ends with us: one that is left behind would go on with the part that it was fed.
             child = subprocess.Popen(
-                list(argv), stdin=subprocess.PIPE, stdout=out, stderr=err, env={**BASE_ENV, **(env or {})}
+                [*_TIED, *argv], stdin=subprocess.PIPE, stdout=out, stderr=err, env={**BASE_ENV, **(env or {})}
             )
         except OSError as error:
             raise HostUnfit(

@@ -22,8 +22,11 @@ from launcher.errors import StorageFailed
 from launcher.host import ext4
 from launcher.host.ext4_tree import BLOCK, KEPT, plan_tree
 from launcher.host.files import telling
+from launcher.host.progress import Advance, Meter
+from launcher.image.limits import DEFAULT, Limits
 from launcher.image.source import open_image
 from launcher.image.stream import flatten, tar_stream
+from launcher.image.tar import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +52,21 @@ class RootDisk:
     lost: tuple[str, ...] = ()
 
 
-def build_root_disk(action: BuildRootDisk, *, arch: str) -> RootDisk:
+def _log_advance(advance: Advance) -> None:
+    _log.info("building a root disk", extra={"fields": {"progress": str(advance)}})
+
+
+def build_root_disk(
+    action: BuildRootDisk,
+    *,
+    arch: str,
+    limits: Limits = DEFAULT,
+    meter: Meter | None = None,
+) -> RootDisk:
     """The disk is there, with the image's tree; one that exists is left alone, whatever it holds.
 
-    ``arch`` is the machine's: it picks from a multi-arch image. Raises ImageInvalid for the image, HostUnfit for
+    ``arch`` is the machine's: it picks from a multi-arch image. ``meter`` hears how far it is; without one, the log does
+    every five seconds. Raises ImageInvalid for the image, HostUnfit for
     e2fsprogs, StorageFailed when the tree does not fit (telling the size that does) or the disk cannot be written.
     """
     disk = action.disk
@@ -60,8 +74,8 @@ def build_root_disk(action: BuildRootDisk, *, arch: str) -> RootDisk:
         if os.path.lexists(disk):
             return RootDisk(disk, _size_of(disk), built=False)
         ext4.check_programs()
-        with open_image(action.image, arch=arch) as image, _workspace(disk) as workspace:
-            return _build(action, image, workspace)
+        with open_image(action.image, arch=arch, limits=limits) as image, _workspace(disk) as workspace:
+            return _build(action, image, workspace, meter or Meter(_log_advance, every=5))
 
 
 def _size_of(disk: Path) -> int:
@@ -74,10 +88,12 @@ def _size_of(disk: Path) -> int:
     return have.st_size
 
 
-def _build(action: BuildRootDisk, image: Image, workspace: Path) -> RootDisk:
+def _build(action: BuildRootDisk, image: Image, workspace: Path, meter: Meter) -> RootDisk:
     disk, making = action.disk, workspace / "disk"
-    flat = flatten(image.tree(), image.what)
+    meter.begin("reading the image", image.watch(meter.add))
+    flat = flatten(image.tree(), image.what, image.limits)
     plan = plan_tree(flat)
+    _check_directories(image, plan)
     target = ext4.Ext4(
         size=-(-action.size // BLOCK) * BLOCK,
         inodes=plan.inodes,
@@ -89,8 +105,10 @@ def _build(action: BuildRootDisk, image: Image, workspace: Path) -> RootDisk:
         _log.info("disk size rounded up to whole blocks", extra={"fields": fields})
     _check_fit(action, making, target, plan)
     _check_room(disk, plan)
-    ext4.make(making, target, tar_stream(image, flat, KEPT))
+    meter.begin("writing the disk", sum(entry.size for _, entry in flat.files))
+    ext4.make(making, target, tar_stream(image, flat, KEPT, meter.add))
     if plan.extras:
+        meter.begin("restoring attributes", 0)
         ext4.restore(making, target, plan.extras, workspace)
     lost = tuple(f"{count} {kind}" for kind, count in plan.lost.items())
     if lost:
@@ -105,6 +123,13 @@ def _newest(flat: FlatTree) -> int:
     now = time.time_ns()
     newest = max((entry.mtime_ns for _, entry in flat.inodes() if entry.mtime_ns <= now), default=0)
     return max(newest // 10**9, 1)
+
+
+def _check_directories(image: Image, plan: Plan) -> None:
+    """Raise ImageInvalid for a directory that mke2fs would take minutes for: it goes through all names for each new one."""
+    path, names = plan.fullest
+    if names > image.limits.directory:
+        raise image.limits.exceeded("directory", f"{image.what}, directory {show(path)}: has {names} names")
 
 
 def _check_fit(action: BuildRootDisk, trial: Path, target: ext4.Ext4, plan: Plan) -> None:

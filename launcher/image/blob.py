@@ -9,9 +9,12 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from launcher.errors import ImageInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -58,6 +61,7 @@ class Blob:
     size: int
     what: str
     stamp: Stamp | None = None
+    on_read: Callable[[int], None] | None = None  # hears of every read, in bytes
 
     def read_at(self, position: int, count: int) -> bytes:
         """Up to ``count`` bytes from ``position``; fewer only at the end. Raises ImageInvalid when the file is shorter or
@@ -75,6 +79,8 @@ class Blob:
             parts.append(data)
             position += len(data)
             count -= len(data)
+            if self.on_read is not None:
+                self.on_read(len(data))
         if self.stamp is not None and stamp_of(self.fd) != self.stamp:
             raise ImageInvalid(f"{self.what}: was changed while it was read", hint="start again when it is complete")
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from launcher.image.limits import Limits
     from launcher.image.tree import Directory
 
-    # Hears how many bytes of the layers have been read, of how many.
-    OnRead = Callable[[int, int], None]
-
 
 class Form(Enum):
     """What an image may be given as."""
@@ -95,6 +92,11 @@ class Image:
         self.digest = manifest.digest
         self._folder = folder
         self._held = held
+
+    def watch(self, on_read: Callable[[int], None]) -> int:
+        """Tell of every read of a layer's blob, in bytes. Returns how many ``root`` will read, at most."""
+        self.layers = tuple(replace(layer, blob=replace(layer.blob, on_read=on_read)) for layer in self.layers)
+        return 2 * sum(layer.blob.size for layer in self.layers)  # verified first, then read
 
     @property
     def what(self) -> str:

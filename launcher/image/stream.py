@@ -15,7 +15,7 @@ from launcher.image.tar import show
 from launcher.image.tree import Entry, Kind, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from launcher.image.limits import Limits
     from launcher.image.source import Image
@@ -98,13 +98,22 @@ def _member(path: str, entry: Entry, xattrs: frozenset[str]) -> tar.Member:
     )
 
 
-def tar_stream(image: Image, flat: FlatTree, xattrs: frozenset[str]) -> Iterator[bytes | memoryview]:
-    """The whole stream in chunks; of the extended attributes, those named in ``xattrs``."""
+def tar_stream(
+    image: Image, flat: FlatTree, xattrs: frozenset[str], on_advance: Callable[[int, int], None] = lambda _, __: None
+) -> Iterator[bytes | memoryview]:
+    """The whole stream in chunks; of the extended attributes, those named in ``xattrs``.
+
+    ``on_advance`` hears of the files' data that has gone out, in bytes, and of how many more entries.
+    """
+    on_advance(0, len(flat.directories) + len(flat.others))
     for path, entry in (*flat.directories, *flat.others):
         yield tar.encode_header(_member(path, entry, xattrs))
     for (path, _), (entry, chunks) in zip(flat.files, image.contents(entry for _, entry in flat.files), strict=True):
         yield tar.encode_header(_member(path, entry, xattrs))
-        yield from chunks
+        on_advance(0, 1)
+        for chunk in chunks:
+            yield chunk
+            on_advance(len(chunk), 0)
         yield tar.padding(entry.size)
     for path, target, entry in flat.links:
         # With the inode's metadata: mke2fs writes what the last header of an inode says.
