@@ -21,13 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.lab.guest import lab_guest
 from tests.lab.netns import FLANNEL, PodNetns, pod_netns
+from tests.lab.opened import open_checkout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-ROOT = Path(__file__).parents[2]
 LAUNCHER = Path(sys.executable).with_name("launcher")
 
 CAPABILITIES = (
@@ -135,7 +134,6 @@ class VmPod:
         capabilities = ",".join(["-all", *(f"+{name}" for name in self.capabilities)])
         return "\n".join(
             [
-                *self._opened_homes(),
                 f"mount -t tmpfs -o mode=755 none {dev}",
                 *nodes,
                 f"ln -s /proc/self/fd {dev}/fd",
@@ -152,29 +150,6 @@ class VmPod:
                 f"exec setpriv --inh-caps=-all --bounding-set={capabilities} {' '.join(map(quote, argv))}",
             ]
         )
-
-    def _opened_homes(self) -> list[str]:
-        """In an image the launcher lies where everybody can read it. A checkout below /root does not: in this mount
-        namespace an open folder, with nothing but the checkout and the lab's cache in it, takes the closed one's place.
-        """
-        kept = [ROOT, lab_guest().kernel_image.parents[1]]
-        closed = {parent for folder in kept if (parent := _first_closed(folder))}
-        aside = [f"{self.root}/kept{number}" for number in range(len(kept))]
-        if not closed:
-            return []
-        quote = shlex.quote
-        return [
-            *(
-                f"mkdir -p {place}; mount --rbind {quote(str(folder))} {place}"
-                for folder, place in zip(kept, aside, strict=True)
-            ),
-            *(f"mount -t tmpfs -o mode=755 none {quote(str(folder))}" for folder in closed),
-            *(
-                f"mkdir -p {quote(str(folder))}; mount --rbind {place} {quote(str(folder))}"
-                for folder, place in zip(kept, aside, strict=True)
-                if _first_closed(folder)
-            ),
-        ]
 
     @property
     def pid(self) -> int:
@@ -256,14 +231,10 @@ class VmPod:
                 outer.wait()
 
 
-def _first_closed(folder: Path) -> Path | None:
-    """The topmost parent that others may not pass through."""
-    return next((parent for parent in reversed(folder.parents) if not parent.stat().st_mode & 0o001), None)
-
-
 @contextlib.contextmanager
 def vm_pod(net: PodNetns | None = None, **options: Any) -> Iterator[VmPod]:
     """A pod with an empty run directory; ``net`` reuses the netns of an earlier container of the same pod."""
+    open_checkout()
     with contextlib.ExitStack() as stack:
         if net is None:
             net = stack.enter_context(pod_netns(FLANNEL))
