@@ -17,7 +17,8 @@ import pytest
 from launcher.plan.fitness import CAPABILITIES
 from tests.e2e.scenarios import LEASE, Stage
 from tests.e2e.test_refusals import network_of
-from tests.lab.pod import ROOT, VmPod, golden_spec, vm_pod
+from tests.lab.opened import ROOT
+from tests.lab.pod import VmPod, golden_spec, vm_pod
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,8 @@ import pytest
 from launcher.cli import launcher
 from tests.e2e.test_refusals import files_below, network_of
 from tests.lab.netns import PLAIN, pod_netns
-from tests.lab.pod import LAUNCHER, ROOT, VmPod, golden_spec, vm_pod
+from tests.lab.opened import ROOT
+from tests.lab.pod import LAUNCHER, VmPod, golden_spec, vm_pod
 from tests.unit.docs.test_cli import verbs
 from tests.unit.image.build import folder, item, layout, symlink, tar
 from tests.unit.image.test_kernel import PVH
