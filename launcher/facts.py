@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  # the codec resolves the annotations
 
 from launcher.paths import Paths
 
@@ -99,15 +100,34 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFile:
+    """A disk that is there: a file, or a block device. ``problem`` is why it cannot be used; the rest is then empty."""
+
+    path: Path
+    block: bool = False
+    size: int = 0  # bytes
+    format: str = "raw"  # "qcow2" when it begins like one
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o666  # permission bits
+    sector: int = 512  # bytes: a block device's logical sector
+    table: int = 0  # bytes: the sector its GPT was written for; 0 without a GPT
+    read_only: bool = False  # the device is, or the file system below the file
+    lock: str | None = None  # "read" or "write": what another process holds on it
+    holder: str | None = None  # who, when that can be seen
+    problem: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DiskFacts:
     """What is at ``<disks>/<volume>`` already."""
 
     volume: str
     folder: bool = False  # the folder exists
     rootfs_raw: bool = False
-    direct: int = (
-        0  # bytes: the blocks that direct I/O goes by, there or on a disk to be made there; 0 when it cannot be
-    )
+    file: DiskFile | None = None  # the disk itself, where one is there
+    direct: int = 0  # bytes: the blocks that direct I/O goes by on it, or on one to be made there; 0 without direct I/O
     cloud_init_iso: bool = False
     cloud_init_ours: bool = False  # a launcher wrote it: it follows its input, where somebody else's is left alone
 
@@ -181,6 +201,7 @@ class HostFacts:
     network: NetworkFacts = NetworkFacts()
     dnsmasq: str | None = None  # its path, None when it is not installed
     virtiofsd: ProgramFacts | None = None  # None when it is not installed, or no file system asks for it
+    block_volumes: tuple[str, ...] = ()  # $BLOCK_VOLUMES: the claims that the pod has as block devices
     receive_migration: bool = False  # $RECEIVE_MIGRATION: the pod is the target of a migration
 
     def image(self, name: str) -> ImageFacts | None:

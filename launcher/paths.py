@@ -16,6 +16,7 @@ class Paths:
     run_dir: Path = Path("/var/run/virtink")
     images: Path = Path("/mnt/images")
     disks: Path = Path("/mnt")
+    hotplug: Path = Path("/hotplug-volumes")  # where Virtink's daemon puts the disks of hot-pluggable volumes
 
     # --- the run directory: 0711, ours; `vmm/` below it is the VMM's, 0700 ---
 
@@ -115,6 +116,14 @@ class Paths:
 
     def rootfs_disk(self, volume: str) -> Path:
         return self.volume(volume) / "rootfs.raw"
+
+    def claim_disk(self, volume: str) -> Path:
+        """The disk of a claim that is a file system; one that is a block device is ``volume`` itself."""
+        return self.volume(volume) / "disk.img"
+
+    def hotplugged(self, volume: str) -> tuple[Path, Path]:
+        """A hot-pluggable volume's block device, and its file."""
+        return self.hotplug / volume, self.hotplug / f"{volume}.img"
 
     def seed_disk(self, volume: str) -> Path:
         return self.volume(volume) / "cloud-init.iso"

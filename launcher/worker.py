@@ -67,6 +67,7 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
         judge=_judge,
         vmm_uid=settings.vmm_uid,
         vmm_gid=settings.vmm_gid,
+        block_volumes=settings.block_volumes,
         receive_migration=settings.receive_migration,
     )
 

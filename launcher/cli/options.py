@@ -156,6 +156,7 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         emulate=options["emulate"],
         vmm_uid=uid,
         vmm_gid=gid,
+        block_volumes=tuple(name for name in os.environ.get("BLOCK_VOLUMES", "").split(",") if name),
         receive_migration=os.environ.get("RECEIVE_MIGRATION") == "true",
     )
 

@@ -42,7 +42,7 @@ def block_of(fd: int) -> int:
 def _try_to_read(fd: int) -> int:
     """The smallest block that can be read. The file has to have data: of a hole nothing is read."""
     try:
-        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return 0
     try:

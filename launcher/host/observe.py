@@ -15,9 +15,9 @@ from launcher.errors import LauncherError
 from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
 from launcher.host.confine import confined_argv
+from launcher.host.observe_disks import observe_disk
 from launcher.host.observe_files import (
     is_file,
-    observe_disk,
     observe_kernel_image,
     observe_secret,
     observe_volume_image,
@@ -64,6 +64,7 @@ def observe(
     judge: Callable[[str, str], tuple[int, ...]],
     vmm_uid: int,
     vmm_gid: int,
+    block_volumes: tuple[str, ...] = (),
     receive_migration: bool = False,
 ) -> HostFacts:
     """What a plan for ``spec`` depends on; without one, every image and volume there is.
@@ -71,7 +72,10 @@ def observe(
     ``judge`` turns a VMM's path and the output of its ``--version`` into its version, or raises HostUnfit.
     """
     machine = os.uname()
-    disks = tuple(observe_disk(paths, name) for name in _volumes(spec, paths.disks))
+    if spec:
+        disks = tuple(observe_disk(paths, volume.name, volume) for volume in spec.volumes)
+    else:
+        disks = tuple(observe_disk(paths, name) for name in _names(paths.disks))
     return HostFacts(
         arch=machine.machine,
         page_size=os.sysconf("SC_PAGE_SIZE"),
@@ -94,6 +98,7 @@ def observe(
         network=_network(),
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
         virtiofsd=observe_virtiofsd() if spec is None or spec.instance.file_systems else None,
+        block_volumes=block_volumes,
         receive_migration=receive_migration,
     )
 
@@ -103,10 +108,6 @@ def _network() -> NetworkFacts:
         return observe_network()
     except LauncherError as error:
         return NetworkFacts(problem=error.message, hint=error.hint)
-
-
-def _volumes(spec: VmSpec | None, folder: Path) -> list[str]:
-    return [volume.name for volume in spec.volumes] if spec else _names(folder)
 
 
 def _kernel_image(spec: VmSpec | None, paths: Paths, arch: str) -> ImageFacts | None:

@@ -8,9 +8,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
-from launcher.facts import DiskFacts, ImageFacts, SecretFacts
-from launcher.host.direct import block_below, block_of
-from launcher.host.seed import is_ours, read_secret
+from launcher.facts import ImageFacts, SecretFacts
+from launcher.host.seed import read_secret
 from launcher.image.kernel import INITRAMFS_PATH, find_kernel
 from launcher.image.source import open_image
 
@@ -19,31 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher.image.source import Image
-    from launcher.paths import Paths
 
 
 def is_file(path: Path) -> bool:
     """Whether a regular file can be seen there."""
-    return stat.S_ISREG(_mode(path))
-
-
-def _mode(path: Path) -> int:
     try:
-        return path.stat().st_mode
+        return stat.S_ISREG(path.stat().st_mode)
     except OSError:
-        return 0
-
-
-def observe_disk(paths: Paths, volume: str) -> DiskFacts:
-    """What is prepared for a volume."""
-    return DiskFacts(
-        volume,
-        folder=stat.S_ISDIR(_mode(paths.volume(volume))),
-        rootfs_raw=is_file(paths.rootfs_disk(volume)),
-        direct=_direct(paths.rootfs_disk(volume)),
-        cloud_init_iso=is_file(paths.seed_disk(volume)),
-        cloud_init_ours=is_ours(paths.seed_disk(volume)),
-    )
+        return False
 
 
 def observe_secret(path: Path) -> SecretFacts | None:
@@ -55,20 +37,6 @@ def observe_secret(path: Path) -> SecretFacts | None:
     except LauncherError as error:
         return SecretFacts(problem=error.message, hint=error.hint)
     return SecretFacts(len(content), hashlib.sha256(content).hexdigest())
-
-
-def _direct(disk: Path) -> int:
-    """``DiskFacts.direct`` of a disk that is there, or will be made there once its folder is."""
-    try:
-        fd = os.open(disk, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return block_below(next(folder for folder in disk.parents if folder.exists()))
-    except OSError:
-        return 0
-    try:
-        return block_of(fd)
-    finally:
-        os.close(fd)
 
 
 def observe_volume_image(path: Path, arch: str) -> ImageFacts | None:

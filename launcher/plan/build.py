@@ -26,7 +26,8 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     """What has to be done on this machine to boot this VM.
 
     Raises what stands in the way, the first of: SpecInvalid for what this version or the VMM cannot run, HostUnfit for what the
-    machine lacks, ImageInvalid for an unusable image, StorageFailed for what is not mounted, NetworkFailed for a network that cannot be handed to the guest.
+    machine lacks, ImageInvalid for an unusable image, StorageFailed for a disk or a folder that is missing or unusable,
+    NetworkFailed for a network that cannot be handed to the guest.
     """
     refuse_unsupported(spec, facts)
     kernel = spec.instance.kernel
@@ -40,6 +41,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     file_systems = plan_file_systems(spec, facts)
     network = _plan_network(spec, facts)
     devices = plan_devices(spec, facts)
+    groups = {*devices.groups, *disks.groups} - {facts.vmm_gid}
     paths = facts.paths
     actions: tuple[Action, ...] = (
         MakeFolder(paths.run_dir, 0o711, 0, 0, "the run directory; the VMM's uid may pass through it"),
@@ -71,7 +73,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         namespace=spec.namespace,
         uid=spec.uid,
         vmm=VmmLaunch(
-            facts.vmm.path, facts.vmm.version, Confinement(facts.vmm_uid, facts.vmm_gid, groups=devices.groups)
+            facts.vmm.path, facts.vmm.version, Confinement(facts.vmm_uid, facts.vmm_gid, groups=tuple(sorted(groups)))
         ),
         vm_config=vm_config,
         actions=actions,
@@ -81,6 +83,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         warnings=(
             *((_EMULATED,) if facts.vmm.emulated else ()),
             *memory.warnings,
+            *disks.warnings,
             *file_systems.warnings,
             *network.warnings,
         ),

@@ -91,16 +91,10 @@ def _unsupported_binding(binding: Binding) -> tuple[str, str] | None:
 
 def _unsupported_sources(volume: Volume) -> Iterator[tuple[str, str]]:
     match volume:
-        case ContainerRootfsVolume():
-            pass
-        case CloudInitVolume():
+        case ContainerRootfsVolume() | CloudInitVolume() | PvcVolume() | DataVolumeVolume():
             pass
         case ContainerDiskVolume():
             yield "containerDisk", "a disk from an image"
-        case PvcVolume():
-            yield "persistentVolumeClaim", "a disk from a claim"
-        case DataVolumeVolume():
-            yield "dataVolume", "a disk from a data volume"
         case other:
             assert_never(other)
 

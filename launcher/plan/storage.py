@@ -5,22 +5,23 @@ What somebody already prepared is used as it is and never rebuilt.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from launcher.errors import ImageInvalid, SpecInvalid
+from launcher.plan.claims import plan_claim
+from launcher.plan.disks import DiskPlan, check_file, direct_io, raw_disk
 from launcher.plan.seed import seed_files
-from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, GuestDisk, MakeFolder
-from launcher.plan.vmconfig import DiskConfig, PayloadConfig
+from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
+from launcher.plan.vmconfig import PayloadConfig
 from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from launcher.facts import HostFacts, ImageFacts
-    from launcher.plan.types import Action
+    from launcher.facts import DiskFacts, HostFacts, ImageFacts
+    from launcher.plan.types import Action, GuestDisk
+    from launcher.plan.vmconfig import DiskConfig
     from launcher.spec.types import Disk, Kernel, VmSpec
 
 CMDLINE = "$.spec.instance.kernel.cmdline"
@@ -29,8 +30,6 @@ _PRINTABLE = re.compile(r"[ -~]*")  # all that rust-vmm's linux-loader takes in 
 # cloud-hypervisor's arch/src/aarch64: 2048, less a NUL and " earlycon=pl011,mmio,0x09000000". On x86-64 a command line may
 # have 65536, which no request has room for.
 _ARM64_CMDLINE_BYTES = 2048 - 32
-SECTOR = 512  # what disks are written for, and what the VMM shows of a file that it opens through the page cache
-_SERIAL_BYTES = 20  # what virtio-blk has room for; cloud-hypervisor refuses more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class DisksPlan:
     configs: tuple[DiskConfig, ...]
     disks: tuple[GuestDisk, ...]
     actions: tuple[Action, ...]
+    groups: tuple[int, ...] = ()  # supplementary groups that let the VMM open them
+    warnings: tuple[str, ...] = ()
 
 
 def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
@@ -77,62 +78,73 @@ def _check_cmdline(cmdline: str, arch: str) -> None:
 
 
 def plan_disks(spec: VmSpec, facts: HostFacts) -> DisksPlan:
-    """The disks in the spec's order, which is the order the guest sees them in. Raises ImageInvalid for an unusable image."""
-    configs: list[DiskConfig] = []
-    disks: list[GuestDisk] = []
-    actions: list[Action] = []
-    for disk in spec.instance.disks:
-        config, seen, steps = _plan_disk(disk, spec, facts)
-        configs.append(config)
-        disks.append(seen)
-        actions += steps
-    return DisksPlan(tuple(configs), tuple(disks), tuple(actions))
+    """The disks in the spec's order, which is the order the guest sees them in.
+
+    Raises ImageInvalid for an unusable image, StorageFailed for an unusable disk.
+    """
+    plans = [_plan_disk(disk, spec, facts) for disk in spec.instance.disks]
+    return DisksPlan(
+        configs=tuple(plan.config for plan in plans if plan.config),
+        disks=tuple(plan.disk for plan in plans if plan.disk),
+        actions=tuple(action for plan in plans for action in plan.actions),
+        groups=tuple(group for plan in plans for group in plan.groups),
+        warnings=tuple(warning for plan in plans for warning in plan.warnings),
+    )
 
 
-def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> tuple[DiskConfig, GuestDisk, list[Action]]:
-    found = facts.disk(disk.name)
-    actions: list[Action] = []
+def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> DiskPlan:
     match spec.volume(disk.name):
-        case ContainerRootfsVolume(name, reference, size):
-            path, read_only = facts.paths.rootfs_disk(name), disk.read_only
-            direct, io = direct_io(found.direct)
-            if not found.rootfs_raw:
-                image = facts.paths.volume_image(name)
-                _usable(facts.image(name), image, reference, f"or prepare {path}")
-                actions.append(
-                    BuildRootDisk(name, image, path, size, f"disk {name} has the root file system of {reference}")
-                )
-        case CloudInitVolume(name) as volume:
-            path, read_only = facts.paths.seed_disk(name), True
-            direct, io = False, "through the page cache: a seed is small"
-            if found.cloud_init_ours or not found.cloud_init_iso:
-                files = seed_files(spec, volume, facts)
-                actions.append(BuildSeed(name, path, files, f"disk {name} configures the guest by cloud-init"))
-        case ContainerDiskVolume() | PvcVolume() | DataVolumeVolume():
+        case ContainerRootfsVolume() as volume:
+            return _plan_rootfs(disk, volume, facts)
+        case CloudInitVolume() as volume:
+            return _plan_seed(volume, spec, facts)
+        case PvcVolume() | DataVolumeVolume() as volume:
+            return plan_claim(disk, volume, facts)
+        case ContainerDiskVolume():
             raise AssertionError("build refuses these before any disk is planned")
         case other:
             assert_never(other)
-    if actions and not found.folder:
-        actions.insert(0, MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {name}"))
-    why = f"the VMM opens disk {name}"
-    actions.append(GiveToVmm(path, facts.vmm_uid, facts.vmm_gid, write=not read_only, reason=why))
-    config = DiskConfig(disk.name, str(path), read_only, "Raw", _serial(disk.name), direct or None)
-    return config, GuestDisk(disk.name, path, "raw", read_only, io), actions
 
 
-def direct_io(block: int) -> tuple[bool, str]:
-    """Whether the VMM shall open a raw disk past the page cache, and why. ``block`` is ``DiskFacts.direct``.
+def _plan_rootfs(disk: Disk, volume: ContainerRootfsVolume, facts: HostFacts) -> DiskPlan:
+    name, path, found = volume.name, facts.paths.rootfs_disk(volume.name), facts.disk(volume.name)
+    warnings: tuple[str, ...] = ()
+    actions: tuple[Action, ...] = ()
+    if found.file:
+        warnings = check_file(disk, found.file)
+    elif not found.rootfs_raw:
+        image = facts.paths.volume_image(name)
+        _usable(facts.image(name), image, volume.image, f"or prepare {path}")
+        why = f"disk {name} has the root file system of {volume.image}"
+        actions = (*_folder(path, found), BuildRootDisk(name, image, path, volume.size, why))
+    direct, io = direct_io(found.direct)
+    config, seen = raw_disk(name, path, read_only=disk.read_only, direct=direct, io=io)
+    return DiskPlan(config, seen, (*actions, _give(config, facts)), warnings=warnings)
 
-    The VMM shows the guest sectors of that size (cloud-hypervisor issue 8477): disks are written for 512 bytes.
-    """
-    if not block:
-        return False, "through the page cache: direct I/O is not possible there"
-    if block > SECTOR:
-        return (
-            False,
-            f"through the page cache: with direct I/O the guest would see sectors of {block} bytes, not {SECTOR}",
+
+def _plan_seed(volume: CloudInitVolume, spec: VmSpec, facts: HostFacts) -> DiskPlan:
+    name, path, found = volume.name, facts.paths.seed_disk(volume.name), facts.disk(volume.name)
+    actions: tuple[Action, ...] = ()
+    if found.cloud_init_ours or not found.cloud_init_iso:
+        files = seed_files(spec, volume, facts)
+        actions = (
+            *_folder(path, found),
+            BuildSeed(name, path, files, f"disk {name} configures the guest by cloud-init"),
         )
-    return True, f"direct I/O: it is possible there, in blocks of {block} bytes"
+    config, seen = raw_disk(name, path, read_only=True, direct=False, io="through the page cache: a seed is small")
+    return DiskPlan(config, seen, (*actions, _give(config, facts)))
+
+
+def _folder(path: Path, found: DiskFacts) -> tuple[MakeFolder, ...]:
+    if found.folder:
+        return ()
+    return (MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {found.volume}"),)
+
+
+def _give(disk: DiskConfig, facts: HostFacts) -> GiveToVmm:
+    """Of a disk that is ours, or was made for us."""
+    why = f"the VMM opens disk {disk.id}"
+    return GiveToVmm(Path(disk.path), facts.vmm_uid, facts.vmm_gid, write=not disk.readonly, reason=why)
 
 
 def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str) -> ImageFacts:
@@ -141,10 +153,3 @@ def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str
     if image.problem:
         raise ImageInvalid(f"{image.problem}; the spec wants {reference} there", hint=image.hint)
     return image
-
-
-def _serial(name: str) -> str:
-    """A name for /dev/disk/by-id/virtio-…; a long one is cut and told apart by a hash."""
-    if len(name.encode()) <= _SERIAL_BYTES:
-        return name
-    return f"{name[:11]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

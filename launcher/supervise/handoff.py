@@ -31,6 +31,7 @@ class Settings:
     emulate: bool = False
     vmm_uid: int = 107
     vmm_gid: int = 107
+    block_volumes: tuple[str, ...] = ()  # $BLOCK_VOLUMES
     receive_migration: bool = False
 
     @property

@@ -7,10 +7,14 @@ writes what became of each, for ``test_real_vmm`` to judge.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import signal
+import stat
+import struct
 import subprocess
 import sys
 import time
@@ -24,7 +28,7 @@ from launcher.facts import ProgramFacts
 from launcher.host.observe_virtiofsd import observe_virtiofsd
 from tests.lab.guest import lab_guest
 from tests.lab.netns import FLANNEL
-from tests.lab.pod import VmPod, golden_spec, vm_pod
+from tests.lab.pod import LAUNCHER, VmPod, golden_spec, vm_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,8 +249,89 @@ def virtiofs(stage: Stage) -> None:
     assert not list((pod.run_dir / "virtiofsd").iterdir())
 
 
+def _from_disk(stage: Stage, source: dict[str, Any]) -> VmPod:
+    """A pod whose guest has its root on a volume of this source; what the volume holds is up to the scenario."""
+    pod = stage.pod()
+    (pod.root / "images/root").unlink()
+    spec = golden_spec()
+    spec["spec"]["volumes"] = [{"name": "root", **source}]
+    pod.write_spec(spec)
+    return pod
+
+
+def _make_root_disk(path: Path) -> None:
+    """The lab guest's root disk, as a raw image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [LAUNCHER, "image", "rootfs", lab_guest().rootfs_image, path, "--size", "256Mi"],
+        check=True,
+        capture_output=True,
+    )
+
+
+def _boots_from_disk(stage: Stage, pod: VmPod) -> None:
+    """Nothing is changed by the preparation; then the guest comes up on it, knows it by its serial, and shuts down."""
+    stage.start(pod)
+    pod.until_console("GUEST-UP boot=1", 90 * stage.pace)
+    pod.until_console("GUEST-LEASE", 60 * stage.pace)
+    pod.kill(signal.SIGTERM)
+    stage.end(pod, 143, "Terminated")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def claim_as_file(stage: Stage) -> None:
+    """A claim's disk.img: not a byte of it changes before the guest runs, and then it is the guest's root disk."""
+    pod = _from_disk(stage, {"persistentVolumeClaim": {"claimName": "root"}})
+    disk = pod.root / "disks/root/disk.img"
+    _make_root_disk(disk)
+    before = _sha256(disk)
+    pod.start("--emulate", verb="prepare")
+    assert pod.wait(60 * stage.pace) == 0, pod.log
+    assert _sha256(disk) == before
+    _boots_from_disk(stage, pod)
+    assert _sha256(disk) != before
+
+
+def claim_as_device(stage: Stage) -> None:
+    """A claim's block device, root's and its group's as on a node: opened by its group, and the guest's root disk."""
+    pod = _from_disk(stage, {"dataVolume": {"volumeName": "root"}})
+    backing = pod.root / "device.img"
+    _make_root_disk(backing)
+    loop = subprocess.run(
+        ["losetup", "-f", "--show", backing], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    stage.stack.callback(subprocess.run, ["losetup", "-d", loop], check=True)
+    device = pod.root / "disks/root"
+    os.mknod(device, 0o600 | stat.S_IFBLK, Path(loop).stat().st_rdev)
+    os.chown(device, 0, 6)
+    device.chmod(0o660)
+    _boots_from_disk(stage, pod)
+    after = device.stat()
+    assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (0, 6, 0o660)
+
+
+def claim_in_use(stage: Stage) -> None:
+    """A disk that another VMM holds is refused before anything is changed."""
+    pod = _from_disk(stage, {"persistentVolumeClaim": {"claimName": "root"}})
+    disk = pod.root / "disks/root/disk.img"
+    _make_root_disk(disk)
+    with disk.open("r+b") as held:
+        fcntl.fcntl(held, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        stage.start(pod)
+        result = stage.end(pod, 13, "StorageFailed")
+    assert "holds a write lock" in result["message"]
+    assert not (pod.run_dir / "network.json").exists()
+
+
 def lacks(name: str) -> str | None:
     """Why a scenario cannot be tried on this machine."""
+    if name == "claim_as_device":
+        loop = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
+        return f"this machine has no loop devices: {loop.stderr.strip()}" if loop.returncode else None
     found = observe_virtiofsd() if name == "virtiofs" else ProgramFacts()
     if found is None:
         return "no virtiofsd is installed; Debian has it as a package from 13 on"
@@ -266,6 +351,9 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
         dnsmasq_killed,
         killed_and_started_again,
         virtiofs,
+        claim_as_file,
+        claim_as_device,
+        claim_in_use,
     )
 }
 

@@ -13,7 +13,6 @@ from launcher.plan.fitness import CAPABILITIES, check_machine, refuse_unsupporte
 from launcher.spec.types import (
     CloudInitVolume,
     ContainerDiskVolume,
-    DataVolumeVolume,
     FileSystem,
     Interface,
     MasqueradeBinding,
@@ -73,8 +72,6 @@ def test_user_data_and_network_data_may_each_come_from_a_secret_of_its_own() -> 
         (bound(VdpaBinding()), "$.spec.instance.interfaces[0].vdpa"),
         (bound(VhostUserBinding()), "$.spec.instance.interfaces[0].vhostUser"),
         (replace(SPEC, volumes=(ContainerDiskVolume("a", "b"),)), "$.spec.volumes[0].containerDisk"),
-        (replace(SPEC, volumes=(PvcVolume("a", "b"),)), "$.spec.volumes[0].persistentVolumeClaim"),
-        (replace(SPEC, volumes=(DataVolumeVolume("a", "b"),)), "$.spec.volumes[0].dataVolume"),
         (
             replace(SPEC, volumes=tuple(CloudInitVolume(name, user_data=SecretRef("s")) for name in "ab")),
             "$.spec.volumes[1].cloudInit.userDataSecretName",
@@ -105,7 +102,6 @@ def test_everything_unsupported_is_told_at_once_in_document_order() -> None:
     assert refused(spec) == [
         "$.spec.instance.kernel",
         "$.spec.instance.interfaces[0].masquerade",
-        "$.spec.volumes[0].persistentVolumeClaim",
         "$.spec.volumes[1].containerDisk",
         "$.spec.networks[0].multus",
     ]
