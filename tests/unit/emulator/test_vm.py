@@ -209,14 +209,21 @@ def test_devices_stand_in_the_real_ones_order(lab: Lab) -> None:
         (lab.folder / name).write_bytes(b"x" * 512)
     disks = [{"id": name, "path": str(lab.folder / name), "image_type": "Raw", "serial": name} for name in ("a", "b")]
     cpus = {"boot_vcpus": 2, "max_vcpus": 2}
-    lab.call("PUT", "vm.create", lab.config(cpus=cpus, disks=disks, net=[{"id": "n", "num_queues": 4}], pvpanic=True))
+    more = {"fs": [{"id": "f", "tag": "t", "socket": "/a,b"}], "memory": {"size": 1 << 28, "shared": True}}
+    net = [{"id": "n", "num_queues": 4}]
+    lab.call("PUT", "vm.create", lab.config(cpus=cpus, disks=disks, net=net, pvpanic=True, **more))
     argv, tree = arguments(lab.call("GET", "vm.info")[1]["config"], [[7, 8]], serial=True)
     devices = [json.loads(argv[index + 1]) for index, word in enumerate(argv) if word == "-device"]
-    names = ["virtio-blk-pci", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "pvpanic-pci"]
+    names = ["virtio-blk-pci", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"]
+    names += ["vhost-user-fs-pci", "pvpanic-pci"]
     assert [device["driver"] for device in devices] == names
-    assert [device["addr"] for device in devices] == ["0x1", "0x2", "0x3", "0x4", "0x5"]
+    assert [device["addr"] for device in devices] == ["0x1", "0x2", "0x3", "0x4", "0x5", "0x6"]
     assert [device.get("serial") for device in devices[:2]] == ["a", "b"]
     assert devices[2]["mq"]
     assert "tap,id=net0,fds=7:8" in argv
     assert tree["_virtio-pci-n"]["pci_bdf"] == "0000:00:03.0"
-    assert tree["__pvpanic"]["pci_bdf"] == "0000:00:05.0"
+    assert tree["__pvpanic"]["pci_bdf"] == "0000:00:06.0"
+    assert (devices[4]["tag"], devices[4]["queue-size"]) == ("t", 1024)
+    assert "socket,id=fs0,path=/a,,b" in argv
+    memory = json.loads(argv[argv.index("-object") + 1])
+    assert (memory["qom-type"], memory["size"], memory["share"]) == ("memory-backend-memfd", 1 << 28, True)

@@ -68,6 +68,13 @@ def test_hugepages_are_asked_for_with_their_size() -> None:
     assert memory.config == MemoryConfig(64 * MIB, hugepages=True, hugepage_size=2 * MIB)
 
 
+@pytest.mark.parametrize("page", [None, 2 * MIB])
+def test_memory_is_shared_only_when_it_is_asked_for(page: int | None) -> None:
+    facts = replace(FACTS, hugepages=((2 * MIB, 32),))
+    assert plan_memory(Memory(64 * MIB, page), facts).config.shared is None
+    assert plan_memory(Memory(64 * MIB, page), facts, shared=True).config.shared is True
+
+
 @pytest.mark.parametrize("there", [(), ((2 * MIB, 31),), ((1024 * MIB, 32),)])
 def test_too_few_hugepages_are_found_before_the_boot(there: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(HostUnfit, match="needs 32 hugepages of 2 MiB"):

@@ -140,6 +140,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({f"{INSTANCE}.fileSystems.0.name": "root"}, "$.spec.instance.fileSystems[0].name", "duplicate name"),
     ({f"{INSTANCE}.fileSystems.0.name": "other"}, "$.spec.instance.fileSystems[0].name", "there is no volume"),
     ({f"{INSTANCE}.fileSystems.0.readOnly": True}, "$.spec.instance.fileSystems[0].readOnly", "unknown field"),
+    ({f"{INSTANCE}.fileSystems.0.name": "x" * 37}, "$.spec.instance.fileSystems[0].name", "room for 36 bytes"),
     ({f"{INSTANCE}.filesystems": []}, "$.spec.instance.filesystems", "did you mean fileSystems?"),
     # instance.interfaces
     ({f"{INSTANCE}.interfaces.1.name": UNSET}, "$.spec.instance.interfaces[1].name", "required"),
