@@ -56,7 +56,6 @@ def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
     instance = spec.instance
     if instance.kernel is None:
         yield "$.spec.instance.kernel", "without a kernel the VM would boot by firmware"
-    shared = {file_system.name for file_system in instance.file_systems}
     for at, file_system in enumerate(instance.file_systems):
         if not isinstance(spec.volume(file_system.name), PvcVolume | DataVolumeVolume):
             yield f"$.spec.instance.fileSystems[{at}]", "a file system that is neither a claim nor a data volume"
@@ -64,7 +63,7 @@ def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
         if wanted := _unsupported_binding(interface.binding):
             yield f"$.spec.instance.interfaces[{at}].{wanted[0]}", wanted[1]
     for at, volume in enumerate(spec.volumes):
-        for key, what in () if volume.name in shared else _unsupported_sources(volume):
+        for key, what in _unsupported_sources(volume):
             yield f"$.spec.volumes[{at}].{key}", what
         for key, what in _second_secrets(volume, spec.volumes[:at], facts):
             yield f"$.spec.volumes[{at}].{key}", what
