@@ -100,6 +100,17 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheFacts:
+    """The folder that root disks are cached in, as asked for, and what it is. ``problem`` is why it cannot be used."""
+
+    folder: Path
+    limit: int  # bytes its entries may take
+    verify: bool = False  # look at all of an entry before it is used
+    file_system: str = ""  # xfs, ext4 …
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DiskFile:
     """A disk that is there: a file, or a block device. ``problem`` is why it cannot be used; the rest is then empty."""
 
@@ -126,6 +137,10 @@ class DiskFacts:
     volume: str
     folder: bool = False  # the folder exists
     rootfs_raw: bool = False
+    rootfs_overlay: bool = False
+    overlay_problem: str | None = None  # why the overlay cannot be used
+    cache_reflink: bool = False  # a disk made there can share blocks with the cache
+    cache_link: bool = False  # a hard link can lead from the cache to there
     file: DiskFile | None = None  # the disk itself, where one is there
     direct: int = 0  # bytes: the blocks that direct I/O goes by on it, or on one to be made there; 0 without direct I/O
     cloud_init_iso: bool = False
@@ -196,6 +211,7 @@ class HostFacts:
     kernel_image: ImageFacts | None = None
     images: tuple[ImageFacts, ...] = ()
     disks: tuple[DiskFacts, ...] = ()
+    cache: CacheFacts | None = None  # None: nothing is cached
     user_data_secret: SecretFacts | None = None  # None when nothing is mounted there
     network_data_secret: SecretFacts | None = None
     network: NetworkFacts = NetworkFacts()

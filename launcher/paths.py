@@ -125,6 +125,13 @@ class Paths:
         """A hot-pluggable volume's block device, and its file."""
         return self.hotplug / volume, self.hotplug / f"{volume}.img"
 
+    def rootfs_overlay(self, volume: str) -> Path:
+        """A root disk that is an overlay on ``rootfs_base``, a hard link to the cached one."""
+        return self.volume(volume) / "rootfs.qcow2"
+
+    def rootfs_base(self, volume: str) -> Path:
+        return self.volume(volume) / "rootfs.base.raw"
+
     def seed_disk(self, volume: str) -> Path:
         return self.volume(volume) / "cloud-init.iso"
 

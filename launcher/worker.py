@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from launcher import logs
 from launcher.codec import DoesNotFit
 from launcher.errors import LauncherError
+from launcher.facts import CacheFacts
 from launcher.host.apply import apply
 from launcher.host.observe import VmmChoice, observe
 from launcher.plan.build import plan
@@ -69,6 +70,7 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
         vmm_gid=settings.vmm_gid,
         block_volumes=settings.block_volumes,
         receive_migration=settings.receive_migration,
+        cache=CacheFacts(settings.cache, settings.cache_size, settings.cache_verify) if settings.cache else None,
     )
 
 

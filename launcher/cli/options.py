@@ -61,6 +61,29 @@ def host_options(function: F) -> F:
             help="Folder of disks: one folder (or block device) per volume.",
         ),
         click.option(
+            "--cache",
+            type=click.Path(path_type=Path),
+            envvar="LAUNCHER_CACHE",
+            show_envvar=True,
+            help="Folder to share root disks in, so that they are built once.  [default: none]",
+        ),
+        click.option(
+            "--cache-size",
+            metavar="QUANTITY",
+            envvar="LAUNCHER_CACHE_SIZE",
+            default="20Gi",
+            show_default=True,
+            show_envvar=True,
+            help="What the cache may take; disks not used for longest go first.",
+        ),
+        click.option(
+            "--cache-verify",
+            is_flag=True,
+            envvar="LAUNCHER_CACHE_VERIFY",
+            show_envvar=True,
+            help="Look at all of a cached disk before it is used.",
+        ),
+        click.option(
             "--vmm",
             type=click.Path(path_type=Path),
             envvar="LAUNCHER_VMM",
@@ -152,6 +175,9 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         run_dir=options["run_dir"].absolute(),
         images=options["images"].absolute(),
         disks=options["disks"].absolute(),
+        cache=options["cache"].absolute() if options["cache"] else None,
+        cache_size=_size(options["cache_size"]),
+        cache_verify=options["cache_verify"],
         vmm=options["vmm"],
         emulate=options["emulate"],
         vmm_uid=uid,
@@ -159,6 +185,16 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         block_volumes=tuple(name for name in os.environ.get("BLOCK_VOLUMES", "").split(",") if name),
         receive_migration=os.environ.get("RECEIVE_MIGRATION") == "true",
     )
+
+
+def _size(text: str) -> int:
+    """A Kubernetes quantity in bytes. Raises UsageError."""
+    from launcher.spec.quantity import parse_quantity
+
+    try:
+        return parse_quantity(text).ceil()
+    except ValueError as error:
+        raise UsageError(f"--cache-size: {error}", hint="a Kubernetes quantity, as in 20Gi") from None
 
 
 def user(text: str | None, *, default: int) -> tuple[int, int]:

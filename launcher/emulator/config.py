@@ -119,7 +119,7 @@ NOT_EMULATED: dict[str, tuple[str, ...]] = {
     "cpus": ("kvm_hyperv",),
     "memory": ("hotplug_size", "hotplugged_size", "zones"),
     "payload": ("firmware", "igvm", "fw_cfg_config", "host_data"),
-    "disks": (*_PCI_UNKNOWN, "backing_files", "rate_limit_group", "rate_limiter_config", "vhost_socket", "vhost_user"),
+    "disks": (*_PCI_UNKNOWN, "rate_limit_group", "rate_limiter_config", "vhost_socket", "vhost_user"),
     "net": (*_PCI_UNKNOWN, "host_mac", "ip", "mask", "rate_limiter_config", "vhost_socket", "vhost_user"),
     "fs": _PCI_UNKNOWN,
     "rng": _PCI_UNKNOWN,

@@ -84,6 +84,6 @@ def blockdev(node: str, disk: dict[str, Any]) -> dict[str, Any]:
         "cache": {"direct": disk["direct"]},
         "file": {"driver": "host_device" if device else "file", "filename": disk["path"], "locking": "off"},
     }
-    if options["driver"] == "qcow2":
-        options["backing"] = None  # backing_files is off: a guest must not choose files of ours
+    if options["driver"] == "qcow2" and not disk["backing_files"]:
+        options["backing"] = None  # a guest must not choose files of ours
     return options

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, assert_never
 
 from launcher.host import files
+from launcher.host.cached_disk import clone_root_disk
 from launcher.host.network import apply_network
 from launcher.host.seed import write_seed
 from launcher.host.storage import build_root_disk
@@ -13,6 +14,7 @@ from launcher.image.kernel import extract_kernel
 from launcher.plan.types import (
     BuildRootDisk,
     BuildSeed,
+    CloneRootDisk,
     DropStage,
     EnsureBridge,
     EnsureBridgePort,
@@ -57,6 +59,8 @@ def _carry_out(action: Action, arch: str) -> None:
             extract_kernel(action.image, action.kernel, action.initramfs, arch=arch)
         case BuildRootDisk():
             build_root_disk(action, arch=arch)
+        case CloneRootDisk():
+            clone_root_disk(action, arch=arch)
         case BuildSeed():
             write_seed(action)
         case (

@@ -15,6 +15,7 @@ from launcher.errors import LauncherError
 from launcher.facts import DeviceFacts, HostFacts, NetworkFacts, VmmFacts
 from launcher.host import process
 from launcher.host.confine import confined_argv
+from launcher.host.observe_cache import observe_cache, observe_root_disk
 from launcher.host.observe_disks import observe_disk
 from launcher.host.observe_files import (
     is_file,
@@ -31,7 +32,7 @@ from launcher.spec.types import ContainerRootfsVolume
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from launcher.facts import DiskFacts, ImageFacts
+    from launcher.facts import CacheFacts, DiskFacts, ImageFacts
     from launcher.paths import Paths
     from launcher.spec.types import VmSpec
 
@@ -66,16 +67,19 @@ def observe(
     vmm_gid: int,
     block_volumes: tuple[str, ...] = (),
     receive_migration: bool = False,
+    cache: CacheFacts | None = None,
 ) -> HostFacts:
     """What a plan for ``spec`` depends on; without one, every image and volume there is.
 
-    ``judge`` turns a VMM's path and the output of its ``--version`` into its version, or raises HostUnfit.
+    ``cache`` is the one asked for. ``judge`` turns a VMM's path and the output of its ``--version`` into its version, or raises HostUnfit.
     """
     machine = os.uname()
+    cache = observe_cache(cache) if cache else None
     if spec:
         disks = tuple(observe_disk(paths, volume.name, volume) for volume in spec.volumes)
     else:
         disks = tuple(observe_disk(paths, name) for name in _names(paths.disks))
+    disks = tuple(observe_root_disk(disk, paths, cache) for disk in disks)
     return HostFacts(
         arch=machine.machine,
         page_size=os.sysconf("SC_PAGE_SIZE"),
@@ -93,6 +97,7 @@ def observe(
         kernel_image=_kernel_image(spec, paths, machine.machine),
         images=_images(spec, paths, machine.machine, disks),
         disks=disks,
+        cache=cache,
         user_data_secret=observe_secret(paths.user_data_secret),
         network_data_secret=observe_secret(paths.network_data_secret),
         network=_network(),
@@ -119,7 +124,7 @@ def _kernel_image(spec: VmSpec | None, paths: Paths, arch: str) -> ImageFacts | 
 
 def _images(spec: VmSpec | None, paths: Paths, arch: str, disks: tuple[DiskFacts, ...]) -> tuple[ImageFacts, ...]:
     if spec:
-        built = {disk.volume for disk in disks if disk.rootfs_raw}
+        built = {disk.volume for disk in disks if disk.rootfs_raw or disk.rootfs_overlay}
         roots = [volume.name for volume in spec.volumes if isinstance(volume, ContainerRootfsVolume)]
         names = [name for name in roots if name not in built]
     else:

@@ -6,15 +6,12 @@ is removed by the next one; a lock tells it from that of a build at work.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import secrets
 import shutil
 import stat
 import time
 import uuid
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,13 +20,13 @@ from launcher.host import ext4
 from launcher.host.ext4_tree import BLOCK, KEPT, plan_tree
 from launcher.host.files import telling
 from launcher.host.progress import Advance, Meter
+from launcher.host.workspace import sync, workspace
 from launcher.image.limits import DEFAULT, Limits
 from launcher.image.source import open_image
 from launcher.image.stream import flatten, tar_stream
 from launcher.image.tar import show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from launcher.host.ext4_tree import Plan
@@ -50,6 +47,7 @@ class RootDisk:
     size: int
     built: bool
     lost: tuple[str, ...] = ()
+    digest: str | None = None  # of the image it was built from
 
 
 def _log_advance(advance: Advance) -> None:
@@ -74,8 +72,8 @@ def build_root_disk(
         if os.path.lexists(disk):
             return RootDisk(disk, _size_of(disk), built=False)
         ext4.check_programs()
-        with open_image(action.image, arch=arch, limits=limits) as image, _workspace(disk) as workspace:
-            return _build(action, image, workspace, meter or Meter(_log_advance, every=5))
+        with open_image(action.image, arch=arch, limits=limits) as image, workspace(disk) as aside:
+            return _build(action, image, aside, meter or Meter(_log_advance, every=5))
 
 
 def _size_of(disk: Path) -> int:
@@ -88,8 +86,8 @@ def _size_of(disk: Path) -> int:
     return have.st_size
 
 
-def _build(action: BuildRootDisk, image: Image, workspace: Path, meter: Meter) -> RootDisk:
-    disk, making = action.disk, workspace / "disk"
+def _build(action: BuildRootDisk, image: Image, aside: Path, meter: Meter) -> RootDisk:
+    disk, making = action.disk, aside / "disk"
     meter.begin("reading the image", image.watch(meter.add))
     flat = flatten(image.tree(), image.what, image.limits)
     plan = plan_tree(flat)
@@ -109,13 +107,13 @@ def _build(action: BuildRootDisk, image: Image, workspace: Path, meter: Meter) -
     ext4.make(making, target, tar_stream(image, flat, KEPT, meter.add))
     if plan.extras:
         meter.begin("restoring attributes", 0)
-        ext4.restore(making, target, plan.extras, workspace)
+        ext4.restore(making, target, plan.extras, aside)
     lost = tuple(f"{count} {kind}" for kind, count in plan.lost.items())
     if lost:
         fields = {"image": str(image.path), "lost": ", ".join(lost)}
         _log.warning("ext4 cannot keep everything the image has", extra={"fields": fields})
     _publish(making, disk)
-    return RootDisk(disk, target.size, built=True, lost=lost)
+    return RootDisk(disk, target.size, built=True, lost=lost, digest=image.digest)
 
 
 def _newest(flat: FlatTree) -> int:
@@ -159,45 +157,6 @@ def _check_room(disk: Path, plan: Plan) -> None:
 
 def _publish(making: Path, disk: Path) -> None:
     """Give a finished disk its name, once it is safely on the disk below."""
-    fd = os.open(making, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(making)
     making.rename(disk)
-    fd = os.open(disk.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _workspace(disk: Path) -> Iterator[Path]:
-    """A locked folder beside the disk, gone afterwards; those of dead builds go first. Raises OSError."""
-    for stale in disk.parent.glob(f".{disk.name}.*.building"):
-        with _locked(stale) as ours:
-            if ours:
-                shutil.rmtree(stale)
-    workspace = disk.with_name(f".{disk.name}.{secrets.token_hex(4)}.building")
-    workspace.mkdir(0o700)
-    with _locked(workspace):
-        try:
-            yield workspace
-        finally:
-            shutil.rmtree(workspace)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether we got the folder's lock, which ends with the process that holds it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+    sync(disk.parent)

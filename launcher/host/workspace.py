@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
     """A locked folder beside ``target``, gone afterwards; those of dead builds go first. Raises OSError."""
-    for stale in target.parent.glob(f".{target.name}.*.building"):
-        if (dead := _lock(stale)) is not None:
-            shutil.rmtree(stale)
-            os.close(dead)
+    remove_dead(target.parent, f".{target.name}.*.building")
     folder, lock = _make(target)
     try:
         yield folder
     finally:
         shutil.rmtree(folder)
         os.close(lock)
+
+
+def remove_dead(folder: Path, pattern: str) -> None:
+    """Remove the workspaces of builds that are not at work any more, of the names that match. Raises OSError."""
+    for stale in folder.glob(pattern):
+        if (lock := _lock(stale)) is not None:
+            shutil.rmtree(stale)
+            os.close(lock)
 
 
 def _make(target: Path) -> tuple[Path, int]:

@@ -38,6 +38,14 @@ def raw_disk(name: str, path: Path, *, read_only: bool, direct: bool, io: str) -
     return config, GuestDisk(name, path, "raw", read_only, io)
 
 
+def overlay_disk(name: str, path: Path, base: Path, *, read_only: bool) -> tuple[DiskConfig, GuestDisk]:
+    """A qcow2 overlay on ``base``. Never with direct I/O: the VMM reads qcow2 tables in pieces of any size."""
+    config = DiskConfig(name, str(path), read_only, "Qcow2", serial(name), backing_files=True)
+    return config, GuestDisk(
+        name, path, f"a qcow2 overlay on {base}", read_only, "through the page cache: it is an overlay"
+    )
+
+
 def direct_io(block: int, sector: int = SECTOR) -> tuple[bool, str]:
     """Whether the VMM shall open a raw disk past the page cache, and why. ``block`` is ``DiskFacts.direct``.
 

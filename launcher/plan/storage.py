@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from launcher.errors import ImageInvalid, SpecInvalid
+from launcher.errors import SpecInvalid
 from launcher.plan.claims import plan_claim
-from launcher.plan.disks import DiskPlan, check_file, direct_io, raw_disk
+from launcher.plan.disks import DiskPlan, check_file, direct_io, overlay_disk, raw_disk
+from launcher.plan.images import usable
+from launcher.plan.rootdisk import plan_root_disk
 from launcher.plan.seed import seed_files
-from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
+from launcher.plan.types import BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
 from launcher.plan.vmconfig import PayloadConfig
 from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
 
 if TYPE_CHECKING:
-    from launcher.facts import DiskFacts, HostFacts, ImageFacts
+    from launcher.facts import DiskFacts, HostFacts
     from launcher.plan.types import Action, GuestDisk
     from launcher.plan.vmconfig import DiskConfig
     from launcher.spec.types import Disk, Kernel, VmSpec
@@ -58,7 +60,7 @@ def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
             paths.prepared_kernel, facts.vmm_uid, facts.vmm_gid, write=False, reason="the VMM loads the prepared kernel"
         )
         return PayloadPlan(PayloadConfig(str(paths.prepared_kernel), kernel.cmdline), (give,))
-    image = _usable(facts.kernel_image, paths.kernel_image, kernel.image, f"or prepare {paths.prepared_kernel}")
+    image = usable(facts.kernel_image, paths.kernel_image, kernel.image, f"or prepare {paths.prepared_kernel}")
     initramfs = paths.initramfs if image.initramfs else None
     return PayloadPlan(
         PayloadConfig(str(paths.kernel), kernel.cmdline, str(initramfs) if initramfs else None),
@@ -107,19 +109,20 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> DiskPlan:
 
 
 def _plan_rootfs(disk: Disk, volume: ContainerRootfsVolume, facts: HostFacts) -> DiskPlan:
-    name, path, found = volume.name, facts.paths.rootfs_disk(volume.name), facts.disk(volume.name)
-    warnings: tuple[str, ...] = ()
-    actions: tuple[Action, ...] = ()
-    if found.file:
-        warnings = check_file(disk, found.file)
-    elif not found.rootfs_raw:
-        image = facts.paths.volume_image(name)
-        _usable(facts.image(name), image, volume.image, f"or prepare {path}")
-        why = f"disk {name} has the root file system of {volume.image}"
-        actions = (*_folder(path, found), BuildRootDisk(name, image, path, volume.size, why))
+    name, found = volume.name, facts.disk(volume.name)
+    warnings = check_file(disk, found.file) if found.file else ()
+    root = plan_root_disk(volume, facts)
+    folder = _folder(root.path, found) if root.actions else ()
+    if root.base:
+        config, seen = overlay_disk(name, root.path, root.base, read_only=disk.read_only)
+        why = f"the VMM reads from it what disk {name} has not overwritten"
+        base = (GiveToVmm(root.base, facts.vmm_uid, facts.vmm_gid, write=False, reason=why),)
+        return DiskPlan(config, seen, (*folder, *root.actions, _give(config, facts), *base), warnings=warnings)
     direct, io = direct_io(found.direct)
-    config, seen = raw_disk(name, path, read_only=disk.read_only, direct=direct, io=io)
-    return DiskPlan(config, seen, (*actions, _give(config, facts)), warnings=warnings)
+    if root.shared:
+        direct, io = False, "through the page cache: with direct I/O a reflink may show sectors of 4096 bytes"
+    config, seen = raw_disk(name, root.path, read_only=disk.read_only, direct=direct, io=io)
+    return DiskPlan(config, seen, (*folder, *root.actions, _give(config, facts)), warnings=warnings)
 
 
 def _plan_seed(volume: CloudInitVolume, spec: VmSpec, facts: HostFacts) -> DiskPlan:
@@ -145,11 +148,3 @@ def _give(disk: DiskConfig, facts: HostFacts) -> GiveToVmm:
     """Of a disk that is ours, or was made for us."""
     why = f"the VMM opens disk {disk.id}"
     return GiveToVmm(Path(disk.path), facts.vmm_uid, facts.vmm_gid, write=not disk.readonly, reason=why)
-
-
-def _usable(image: ImageFacts | None, path: Path, reference: str, otherwise: str) -> ImageFacts:
-    if image is None:
-        raise ImageInvalid(f"there is no image at {path}", hint=f"mount {reference} there, {otherwise}")
-    if image.problem:
-        raise ImageInvalid(f"{image.problem}; the spec wants {reference} there", hint=image.hint)
-    return image

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  # the codec resolves the annotations of what the supervisor is handed
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from launcher.facts import Address, Neighbour, Route
@@ -75,6 +75,36 @@ class BuildRootDisk:
 
     def describe(self) -> str:
         return f"build ext4 disk {self.disk} of {self.size} bytes from {self.image}"
+
+
+CloneWay: TypeAlias = Literal["reflink", "overlay", "copy"]
+
+
+@dataclass(frozen=True, slots=True)
+class CloneRootDisk:
+    """A root disk out of the cache, where it is built once. ``base`` is the hard link beside an overlay that pins it."""
+
+    volume: str
+    image: Path
+    digest: str  # of the image, as it was observed
+    disk: Path
+    base: Path | None
+    size: int  # bytes
+    way: CloneWay
+    cache: Path
+    limit: int  # bytes the cache may take
+    verify: bool  # look at all of what is cached
+    reason: str
+
+    def describe(self) -> str:
+        of = f"the ext4 disk of {self.size} bytes from {self.image}, cached in {self.cache}"
+        match self.way:
+            case "reflink":
+                return f"make {self.disk} a reflink of {of}"
+            case "overlay":
+                return f"make {self.disk} an overlay on {self.base}: {of}"
+            case "copy":
+                return f"make {self.disk} a sparse copy of {of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +245,9 @@ class EnsureTap:
 NetworkAction: TypeAlias = (
     EnsureBridge | StagePodNic | ReleaseNic | EnsureHolder | DropStage | EnsureBridgePort | EnsureTap
 )
-Action: TypeAlias = MakeFolder | WriteFile | GiveToVmm | ExtractKernel | BuildRootDisk | BuildSeed | NetworkAction
+Action: TypeAlias = (
+    MakeFolder | WriteFile | GiveToVmm | ExtractKernel | BuildRootDisk | CloneRootDisk | BuildSeed | NetworkAction
+)
 
 
 @dataclass(frozen=True, slots=True)

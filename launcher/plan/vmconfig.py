@@ -59,6 +59,7 @@ class DiskConfig:
     image_type: Literal["Raw", "Qcow2"]  # always said: a guest could make a detected one lie
     serial: str | None = None  # at most 20 bytes
     direct: bool | None = None
+    backing_files: bool | None = None  # let a qcow2 file read from the base it names; off unless said (v51)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ class Settings:
     run_dir: Path = Paths().run_dir
     images: Path = Paths().images
     disks: Path = Paths().disks
+    cache: Path | None = None  # of root disks; None caches nothing
+    cache_size: int = 0  # bytes it may take
+    cache_verify: bool = False
     vmm: Path | None = None  # None looks for cloud-hypervisor on PATH
     emulate: bool = False
     vmm_uid: int = 107

@@ -220,6 +220,48 @@ def killed_and_started_again(stage: Stage) -> None:
     stage.end(again, 143, "Terminated")
 
 
+def second_start_from_the_cache(stage: Stage) -> None:
+    """The second VM of an image gets its disk without a byte copied, and sees nothing of what the first one wrote."""
+    first, again = stage.pod(), stage.pod()
+    cache = first.root / "cache"
+    env = {"LAUNCHER_CACHE": str(cache)}
+    first.start(*stage.options, env=env)
+    first.until_console("GUEST-UP boot=1", 90 * stage.pace)
+    first.until_console("GUEST-LEASE", 60 * stage.pace)
+    [cached] = cache.glob("*/disk")
+    content = cached.read_bytes()
+    first.kill(signal.SIGTERM)
+    stage.end(first, 143, "Terminated")  # its count of boots is on its disk now
+
+    again.start(*stage.options, env=env)
+    again.until_console("GUEST-UP boot=1", 90 * stage.pace)
+    again.until_console("GUEST-LEASE", 60 * stage.pace)
+    lines = [json.loads(line) for pod in (first, again) for line in pod.log.splitlines() if "out of the cache" in line]
+    assert [(line["way"], line["built"], line["copied"]) for line in lines] == [
+        ("overlay", True, 0),
+        ("overlay", False, 0),
+    ]
+    again.kill(signal.SIGTERM)
+    stage.end(again, 143, "Terminated")
+
+    assert [path.stat().st_ino for path in cache.glob("*/disk")] == [cached.stat().st_ino]
+    assert cached.read_bytes() == content
+    for pod in (first, again):
+        base = pod.root / "disks/root/rootfs.base.raw"
+        assert base.samefile(cached)
+        assert (pod.root / "disks/root/rootfs.qcow2").stat().st_blocks < base.stat().st_blocks
+
+    # The first VM again: its own disk with what it wrote, though the cache is gone.
+    shutil.rmtree(cache)
+    shutil.rmtree(first.run_dir)
+    first.run_dir.mkdir(mode=0o755)
+    first.start(*stage.options)
+    first.until_console("GUEST-UP boot=2", 90 * stage.pace)
+    first.until_console("GUEST-LEASE", 60 * stage.pace, times=2)
+    first.kill(signal.SIGTERM)
+    stage.end(first, 143, "Terminated")
+
+
 def virtiofs(stage: Stage) -> None:
     """A shared folder: the guest mounts it by its tag, owners are the same on both sides, and a reboot finds it again."""
     pod = stage.pod()
@@ -350,6 +392,7 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
         vmm_killed,
         dnsmasq_killed,
         killed_and_started_again,
+        second_start_from_the_cache,
         virtiofs,
         claim_as_file,
         claim_as_device,

@@ -19,6 +19,7 @@ from launcher.errors import HostUnfit, ImageInvalid, StorageFailed
 from launcher.host import ext4, process, storage
 from launcher.host.ext4_tree import Plan, plan_tree
 from launcher.host.storage import build_root_disk
+from launcher.host.workspace import workspace
 from launcher.image.source import open_image
 from launcher.image.stream import flatten
 from launcher.plan.types import BuildRootDisk
@@ -108,7 +109,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_arrives_intact(rich: Path, tmp_path: Path) -> None:
     disk = tmp_path / "rootfs.raw"
     built = build(rich, disk)
-    assert built == storage.RootDisk(disk, 64 * MIB, built=True)
+    assert built == storage.RootDisk(disk, 64 * MIB, built=True, digest=built.digest)
     assert disk.stat().st_size == 64 * MIB
     assert disk.stat().st_blocks * 512 < 4 * MIB
     assert left(tmp_path) == ["rootfs.raw"]
@@ -316,7 +317,7 @@ def test_a_killed_build_leaves_no_disk_and_the_next_one_cleans_up(rich: Path, tm
 
 
 def test_a_build_at_work_is_left_alone(rich: Path, tmp_path: Path) -> None:
-    with storage._workspace(tmp_path / "disk") as other:
+    with workspace(tmp_path / "disk") as other:
         build(rich, tmp_path / "disk")
         assert other.is_dir()
 

@@ -90,7 +90,10 @@ def test_every_path_is_described() -> None:
         if path.is_relative_to(paths.run_dir):
             relative = str(path.relative_to(paths.run_dir))
             assert {relative, f"{relative}/"} & named, f"Paths.{name}: {relative}"
-    for path in (paths.rootfs_disk("<volume>"), paths.seed_disk("<volume>"), paths.prepared_kernel):
+    for path in (
+        *(paths.rootfs_disk("<volume>"), paths.rootfs_overlay("<volume>"), paths.rootfs_base("<volume>")),
+        *(paths.seed_disk("<volume>"), paths.prepared_kernel),
+    ):
         assert f"<disks>/{path.relative_to(paths.disks)}" in named
     for path in (paths.kernel_image, paths.volume_image("<volume>")):
         assert f"<images>/{path.relative_to(paths.images)}" in named
