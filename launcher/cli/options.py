@@ -191,10 +191,14 @@ def _size(text: str) -> int:
     """A Kubernetes quantity in bytes. Raises UsageError."""
     from launcher.spec.quantity import parse_quantity
 
+    hint = "a Kubernetes quantity, as in 20Gi"
     try:
-        return parse_quantity(text).ceil()
+        size = parse_quantity(text).ceil()
     except ValueError as error:
-        raise UsageError(f"--cache-size: {error}", hint="a Kubernetes quantity, as in 20Gi") from None
+        raise UsageError(f"--cache-size: {error}", hint=hint) from None
+    if size < 0:
+        raise UsageError(f"--cache-size {text}: a cache has no less than no bytes", hint=hint)
+    return size
 
 
 def user(text: str | None, *, default: int) -> tuple[int, int]:

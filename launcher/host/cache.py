@@ -46,14 +46,18 @@ def entry(
     only done when size, time or inode changed. Others that want the same entry wait. Raises OSError, and what ``build`` does.
     """
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
-    place = folder / key
-    with _locked(folder / f"{key}.lock"):
+    place, lock = folder / key, folder / f"{key}.lock"
+    with _locked(lock):
         flaw = _flaw(place, made_of, verify=verify)
         if flaw:
             _log.warning("a cached file is made again", extra={"fields": {"entry": str(place), "because": flaw}})
         if built := flaw is not None:
             _remove(place)
-            _build(place, made_of, build)
+            try:
+                _build(place, made_of, build)
+            except BaseException:
+                lock.unlink()  # there is nothing to lock
+                raise
         os.utime(place / _ABOUT)  # when it was last used
         yield Entry(place / _DISK, built)
 
@@ -95,8 +99,11 @@ def _flaw(place: Path, made_of: Mapping[str, str | int], *, verify: bool) -> str
     now = _about(disk, made_of, told[0])
     if told == (now["digest"], now["madeOf"], now["identity"]) and not verify:
         return None
-    if content_digest(disk) != told[0]:
-        return "its content changed"
+    try:
+        if content_digest(disk) != told[0]:
+            return "its content changed"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     # The same content in another inode, after a restore from a backup for example.
     aside = place / f"{_ABOUT}.new"
     aside.write_text(json.dumps(now))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
+LAUNCHER = Path(sys.executable).with_name("launcher")
 SIZE = 64 << 20
 GIB = 1 << 30
 
@@ -448,6 +451,56 @@ def test_an_entry_whose_record_is_damaged_is_built_again(tmp_path: Path, text: s
     assert use(tmp_path, "a")
 
 
+def test_an_entry_that_cannot_be_read_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotten medium: the first look fails, the digest of what is built then does not."""
+    assert use(tmp_path, "a")
+    answers = iter([OSError(errno.EIO, "Input/output error")])
+
+    def look(path: Path) -> str:
+        for failure in answers:
+            raise failure
+        return content_digest(path)
+
+    monkeypatch.setattr(cache_module, "content_digest", look)
+    assert use(tmp_path, "a", verify=True)
+
+
+@pytest.mark.parametrize(("text", "words"), [("many", "--cache-size"), ("-1", "no less than no bytes")])
+def test_a_size_that_is_none(text: str, words: str) -> None:
+    argv: list[str | Path] = [LAUNCHER, "facts", "--cache", "/nowhere", "--cache-size", text]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "hint: a Kubernetes quantity" in done.stderr
+
+
+def test_the_facts_tell_of_the_cache_and_make_nothing(tmp_path: Path) -> None:
+    cache, disks = tmp_path / "new/cache", tmp_path / "disks"
+    (disks / "root").mkdir(parents=True)
+    argv: list[str | Path] = [
+        LAUNCHER,
+        "facts",
+        "--cache",
+        cache,
+        "--cache-size",
+        "1Gi",
+        "--disks",
+        disks,
+        "--images",
+        tmp_path / "none",
+    ]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    seen = json.loads(done.stdout)
+    assert seen["cache"] == {"folder": str(cache), "limit": GIB, "file_system": file_system(tmp_path)}
+    assert seen["disks"][0]["cache_link"] is True
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disks", "root"]
+
+    (tmp_path / "file").touch()
+    argv[3] = tmp_path / "file"
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["cache"]["problem"] == f"{tmp_path / 'file'} is not a folder"
+
+
 @pytest.mark.parametrize("victim", ["disk", "about.json"])
 def test_links_in_the_cache_lead_nowhere(tmp_path: Path, victim: str) -> None:
     assert use(tmp_path, "a")
@@ -482,5 +535,5 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(StorageFailed), entry(tmp_path, {"name": "a"}, fail):
         pass
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+    assert list(tmp_path.iterdir()) == []
     assert use(tmp_path, "a")
