@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher.errors import StorageFailed
+from launcher.errors import ImageInvalid, StorageFailed
 from launcher.host import ext4
 from launcher.host.ext4_tree import BLOCK, KEPT, plan_tree
 from launcher.host.files import telling
@@ -25,6 +25,7 @@ from launcher.image.limits import DEFAULT, Limits
 from launcher.image.source import open_image
 from launcher.image.stream import flatten, tar_stream
 from launcher.image.tar import show
+from launcher.image.tree import Entry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
+_MADE = "lost+found"  # by mke2fs, for e2fsck; it would put a file of this name in its place and leave it adrift
 _NAMESPACE = uuid.UUID("5c1c6d6e-0f0a-4d0b-9b0e-4a5d3f1b7c21")  # of the names we derive file system ids from
 
 
@@ -89,7 +91,10 @@ def _size_of(disk: Path) -> int:
 def _build(action: BuildRootDisk, image: Image, aside: Path, meter: Meter) -> RootDisk:
     disk, making = action.disk, aside / "disk"
     meter.begin("reading the image", image.watch(meter.add))
-    flat = flatten(image.tree(), image.what, image.limits)
+    tree = image.tree()
+    if isinstance(tree.get(_MADE), Entry):
+        raise ImageInvalid(f"{image.what}: {_MADE} is no directory, as it must be on ext4", hint="take it out")
+    flat = flatten(tree, image.what, image.limits)
     plan = plan_tree(flat)
     _check_directories(image, plan)
     target = ext4.Ext4(
