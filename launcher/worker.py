@@ -70,6 +70,7 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
         vmm_gid=settings.vmm_gid,
         block_volumes=settings.block_volumes,
         receive_migration=settings.receive_migration,
+        limits=settings.limits,
         cache=CacheFacts(settings.cache, settings.cache_size, settings.cache_verify) if settings.cache else None,
     )
 
@@ -109,7 +110,7 @@ def prepare(settings: Settings, on_progress: Callable[[Progress], None] = lambda
         facts = observe_machine(loaded.spec, settings)
     with timed("plan"):
         boot = plan(loaded.spec, facts)
-    apply(boot.actions, arch=facts.arch, on_action=on_action)
+    apply(boot.actions, arch=facts.arch, limits=settings.limits, on_action=on_action)
     return _handoff(boot, loaded, steps)
 
 

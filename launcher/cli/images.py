@@ -6,15 +6,44 @@ import json
 import platform
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli import options
 from launcher.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from launcher.host.progress import Advance, Meter
+
+_BAR = 30  # characters
 _image = click.argument("image", type=click.Path(path_type=Path))
 _out = click.argument("out", type=click.Path(path_type=Path))
+
+
+@contextmanager
+def _progress() -> Iterator[Meter]:
+    """How far a build is, on stderr: a bar on a terminal, a line every five seconds elsewhere."""
+    from launcher.host.progress import Meter
+
+    terminal = sys.stderr.isatty()
+    drawn = False
+
+    def draw(advance: Advance) -> None:
+        nonlocal drawn
+        drawn = True
+        done = round(advance.share * _BAR)
+        click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {advance}", err=True, nl=False)
+
+    try:
+        yield Meter(draw, every=0.2) if terminal else Meter(lambda advance: click.echo(str(advance), err=True), every=5)
+    finally:
+        if drawn:
+            click.echo("\r\033[K", err=True, nl=False)
 
 
 @click.group("image")
@@ -30,10 +59,10 @@ def kernel(image: Path, out: Path) -> None:
     from launcher.image.kernel import INITRAMFS_PATH, extract_kernel
     from launcher.image.source import open_image
 
-    arch = platform.machine()
-    with open_image(image, arch=arch) as opened:
+    arch, limits = platform.machine(), options.image_limits()
+    with open_image(image, arch=arch, limits=limits) as opened:
         initramfs = out / "initramfs" if opened.find_file(INITRAMFS_PATH) else None
-    kind = extract_kernel(image, out / "vmlinux", initramfs, arch=arch)
+    kind = extract_kernel(image, out / "vmlinux", initramfs, arch=arch, limits=limits)
     click.echo(f"{out / 'vmlinux'}: {kind.value}")
     if initramfs is not None:
         click.echo(str(initramfs))
@@ -56,7 +85,8 @@ def rootfs(image: Path, out: Path, size: str) -> None:
     if not 0 < wanted < 1 << 63:
         raise UsageError(f"--size {size}: a disk has more than no bytes and less than 8Ei", hint="as in 4Gi")
     action = BuildRootDisk(out.stem, image, out.absolute(), wanted, "asked for by hand")
-    disk = build_root_disk(action, arch=platform.machine())
+    with _progress() as meter:
+        disk = build_root_disk(action, arch=platform.machine(), limits=options.image_limits(), meter=meter)
     for lost in disk.lost:
         click.echo(f"warning: {lost}", err=True)
     click.echo(f"{out}: {disk.size} bytes, {'built' if disk.built else 'was there already'}")
@@ -71,7 +101,7 @@ def inspect(image: Path, output: str) -> None:
     from launcher.image.source import open_image
 
     arch = platform.machine()
-    with open_image(image, arch=arch) as opened:
+    with open_image(image, arch=arch, limits=options.image_limits()) as opened:
         found = opened.find_file(KERNEL_PATH)
         kind = inspect_kernel(found.read_at, found.size, arch, f"{opened.what}: {KERNEL_PATH}").value if found else None
         seen = {

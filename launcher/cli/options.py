@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from launcher.paths import Paths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from launcher.image.limits import Limits
     from launcher.supervise.handoff import Settings
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -184,7 +186,22 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         vmm_gid=gid,
         block_volumes=tuple(name for name in os.environ.get("BLOCK_VOLUMES", "").split(",") if name),
         receive_migration=os.environ.get("RECEIVE_MIGRATION") == "true",
+        limits=image_limits(),
     )
+
+
+def image_limits() -> Limits:
+    """What the environment says about how much of an image is taken. Raises UsageError."""
+    from launcher.image.limits import Limits
+
+    told = {}
+    for field in dataclasses.fields(Limits):
+        variable = Limits.variable(field.name)
+        if value := os.environ.get(variable):
+            if not value.isdecimal():
+                raise UsageError(f"${variable} is not a number: {value!r}", hint="as in 2000000")
+            told[field.name] = int(value)
+    return Limits(**told)
 
 
 def _size(text: str) -> int:

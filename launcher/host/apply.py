@@ -11,6 +11,7 @@ from launcher.host.network import apply_network
 from launcher.host.seed import write_seed
 from launcher.host.storage import build_root_disk
 from launcher.image.kernel import extract_kernel
+from launcher.image.limits import DEFAULT
 from launcher.plan.types import (
     BuildRootDisk,
     BuildSeed,
@@ -31,23 +32,30 @@ from launcher.plan.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from launcher.image.limits import Limits
     from launcher.plan.types import Action
 
 
-def apply(actions: Iterable[Action], *, arch: str, on_action: Callable[[Action, float | None], None]) -> None:
+def apply(
+    actions: Iterable[Action],
+    *,
+    arch: str,
+    on_action: Callable[[Action, float | None], None],
+    limits: Limits = DEFAULT,
+) -> None:
     """Carry out the actions in order; ``on_action`` hears of each before (None) and after it (how many seconds it took).
 
-    ``arch`` is the machine's, as uname says: it picks from multi-arch images. Raises the first action's LauncherError that
+    ``arch`` is the machine's, as uname says: it picks from multi-arch images; ``limits`` bound what is taken of them. Raises the first action's LauncherError that
     cannot be carried out; what was done stays, for the next start goes on from there.
     """
     for action in actions:
         on_action(action, None)
         started = time.monotonic()
-        _carry_out(action, arch)
+        _carry_out(action, arch, limits)
         on_action(action, time.monotonic() - started)
 
 
-def _carry_out(action: Action, arch: str) -> None:
+def _carry_out(action: Action, arch: str, limits: Limits) -> None:
     match action:
         case MakeFolder():
             files.make_folder(action.path, action.mode, action.uid, action.gid)
@@ -56,11 +64,11 @@ def _carry_out(action: Action, arch: str) -> None:
         case GiveToVmm():
             files.give(action.path, action.uid, action.gid, write=action.write)
         case ExtractKernel():
-            extract_kernel(action.image, action.kernel, action.initramfs, arch=arch)
+            extract_kernel(action.image, action.kernel, action.initramfs, arch=arch, limits=limits)
         case BuildRootDisk():
-            build_root_disk(action, arch=arch)
+            build_root_disk(action, arch=arch, limits=limits)
         case CloneRootDisk():
-            clone_root_disk(action, arch=arch)
+            clone_root_disk(action, arch=arch, limits=limits)
         case BuildSeed():
             write_seed(action)
         case (

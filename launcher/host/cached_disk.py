@@ -17,11 +17,13 @@ from launcher.host.files import telling
 from launcher.host.overlay import write_overlay
 from launcher.host.storage import build_root_disk
 from launcher.host.workspace import sync, workspace
+from launcher.image.limits import DEFAULT
 from launcher.plan.types import BuildRootDisk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from launcher.image.limits import Limits
     from launcher.plan.types import CloneRootDisk
 
 _log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class ClonedDisk:
     copied: int = 0
 
 
-def clone_root_disk(action: CloneRootDisk, *, arch: str) -> ClonedDisk:
+def clone_root_disk(action: CloneRootDisk, *, arch: str, limits: Limits = DEFAULT) -> ClonedDisk:
     """The disk is there, from the cache, where it is built when it is missing. One that exists is left alone.
 
     Raises what ``build_root_disk`` raises, ImageInvalid for an image that is not the planned one any more, and StorageFailed.
@@ -53,7 +55,8 @@ def clone_root_disk(action: CloneRootDisk, *, arch: str) -> ClonedDisk:
     }
 
     def build(path: Path) -> None:
-        made = build_root_disk(BuildRootDisk(action.volume, action.image, path, action.size, action.reason), arch=arch)
+        wanted = BuildRootDisk(action.volume, action.image, path, action.size, action.reason)
+        made = build_root_disk(wanted, arch=arch, limits=limits)
         if made.digest != action.digest:
             raise ImageInvalid(f"image {action.image} changed while it was used", hint="start again")
 

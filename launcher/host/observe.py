@@ -25,6 +25,7 @@ from launcher.host.observe_files import (
 )
 from launcher.host.observe_network import observe_network
 from launcher.host.observe_virtiofsd import observe_virtiofsd
+from launcher.image.limits import DEFAULT
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
 from launcher.spec.types import ContainerRootfsVolume
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from launcher.facts import CacheFacts, DiskFacts, ImageFacts
+    from launcher.image.limits import Limits
     from launcher.paths import Paths
     from launcher.spec.types import VmSpec
 
@@ -67,6 +69,7 @@ def observe(
     vmm_gid: int,
     block_volumes: tuple[str, ...] = (),
     receive_migration: bool = False,
+    limits: Limits = DEFAULT,
     cache: CacheFacts | None = None,
 ) -> HostFacts:
     """What a plan for ``spec`` depends on; without one, every image and volume there is.
@@ -94,8 +97,8 @@ def observe(
         tun=observe_device(TUN),
         capabilities=effective_capabilities(_read(Path("/proc/self/status"))),
         prepared_kernel=is_file(paths.prepared_kernel),
-        kernel_image=_kernel_image(spec, paths, machine.machine),
-        images=_images(spec, paths, machine.machine, disks),
+        kernel_image=_kernel_image(spec, paths, machine.machine, limits),
+        images=_images(spec, paths, machine.machine, disks, limits),
         disks=disks,
         cache=cache,
         user_data_secret=observe_secret(paths.user_data_secret),
@@ -115,21 +118,23 @@ def _network() -> NetworkFacts:
         return NetworkFacts(problem=error.message, hint=error.hint)
 
 
-def _kernel_image(spec: VmSpec | None, paths: Paths, arch: str) -> ImageFacts | None:
+def _kernel_image(spec: VmSpec | None, paths: Paths, arch: str, limits: Limits) -> ImageFacts | None:
     """Not looked at when it is not needed: looking means unpacking it."""
     if spec and (spec.instance.kernel is None or is_file(paths.prepared_kernel)):
         return None
-    return observe_kernel_image(paths.kernel_image, arch)
+    return observe_kernel_image(paths.kernel_image, arch, limits)
 
 
-def _images(spec: VmSpec | None, paths: Paths, arch: str, disks: tuple[DiskFacts, ...]) -> tuple[ImageFacts, ...]:
+def _images(
+    spec: VmSpec | None, paths: Paths, arch: str, disks: tuple[DiskFacts, ...], limits: Limits
+) -> tuple[ImageFacts, ...]:
     if spec:
         built = {disk.volume for disk in disks if disk.rootfs_raw or disk.rootfs_overlay}
         roots = [volume.name for volume in spec.volumes if isinstance(volume, ContainerRootfsVolume)]
         names = [name for name in roots if name not in built]
     else:
         names = [name for name in _names(paths.images) if paths.volume_image(name) != paths.kernel_image]
-    found = (observe_volume_image(paths.volume_image(name), arch) for name in names)
+    found = (observe_volume_image(paths.volume_image(name), arch, limits) for name in names)
     return tuple(image for image in found if image)
 
 

@@ -11,12 +11,14 @@ from launcher.errors import LauncherError
 from launcher.facts import ImageFacts, SecretFacts
 from launcher.host.seed import read_secret
 from launcher.image.kernel import INITRAMFS_PATH, find_kernel
+from launcher.image.limits import DEFAULT
 from launcher.image.source import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from launcher.image.limits import Limits
     from launcher.image.source import Image
 
 
@@ -39,12 +41,12 @@ def observe_secret(path: Path) -> SecretFacts | None:
     return SecretFacts(len(content), hashlib.sha256(content).hexdigest())
 
 
-def observe_volume_image(path: Path, arch: str) -> ImageFacts | None:
+def observe_volume_image(path: Path, arch: str, limits: Limits = DEFAULT) -> ImageFacts | None:
     """A volume's image: its form and its digest, not its content. None when nothing is there."""
-    return _observe_image(path, arch, lambda image: ImageFacts(path.name, image.form.value, image.digest))
+    return _observe_image(path, arch, limits, lambda image: ImageFacts(path.name, image.form.value, image.digest))
 
 
-def observe_kernel_image(path: Path, arch: str) -> ImageFacts | None:
+def observe_kernel_image(path: Path, arch: str, limits: Limits = DEFAULT) -> ImageFacts | None:
     """The kernel image, looked into: every layer verified, the kernel one that boots here. None when nothing is there."""
 
     def look(image: Image) -> ImageFacts:
@@ -52,14 +54,14 @@ def observe_kernel_image(path: Path, arch: str) -> ImageFacts | None:
         initramfs = image.find_file(INITRAMFS_PATH) is not None
         return ImageFacts(path.name, image.form.value, image.digest, kind.value, initramfs)
 
-    return _observe_image(path, arch, look)
+    return _observe_image(path, arch, limits, look)
 
 
-def _observe_image(path: Path, arch: str, look: Callable[[Image], ImageFacts]) -> ImageFacts | None:
+def _observe_image(path: Path, arch: str, limits: Limits, look: Callable[[Image], ImageFacts]) -> ImageFacts | None:
     if not os.path.lexists(path):
         return None
     try:
-        with open_image(path, arch=arch) as image:
+        with open_image(path, arch=arch, limits=limits) as image:
             return look(image)
     except LauncherError as error:
         return ImageFacts(path.name, problem=error.message, hint=error.hint)

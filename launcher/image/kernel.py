@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from launcher.errors import ImageInvalid, StorageFailed
+from launcher.image.limits import DEFAULT
 from launcher.image.manifest import oci_architecture
 from launcher.image.source import open_image
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from launcher.image.limits import Limits
     from launcher.image.source import FoundFile, Image
 
     # Reads up to ``count`` bytes at ``offset``; fewer only at the end.
@@ -163,13 +165,15 @@ def _kernel_file(image: Image) -> FoundFile:
     return found
 
 
-def extract_kernel(image: Path, kernel: Path, initramfs: Path | None, *, arch: str) -> KernelKind:
+def extract_kernel(
+    image: Path, kernel: Path, initramfs: Path | None, *, arch: str, limits: Limits = DEFAULT
+) -> KernelKind:
     """Write the image's kernel to ``kernel`` and its initramfs to ``initramfs``, unless that is None.
 
     Each appears under its name, readable by all, only when it is whole; folders are made. Raises ImageInvalid when there
     is no kernel that ``arch`` can boot or no initramfs, StorageFailed when the files cannot be written.
     """
-    with open_image(image, arch=arch) as opened:
+    with open_image(image, arch=arch, limits=limits) as opened:
         found = _kernel_file(opened)
         ramdisk = opened.find_file(INITRAMFS_PATH) if initramfs else None
         if initramfs and not ramdisk:

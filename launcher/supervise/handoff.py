@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from launcher.codec import DoesNotFit, from_json, to_json
 from launcher.errors import BY_REASON, LauncherError, SpecInvalid, SpecProblem
+from launcher.image.limits import DEFAULT, Limits
 from launcher.paths import Paths
 from launcher.plan.types import HelperSpec, Nic, VmmLaunch  # noqa: TC001  # likewise
 
@@ -36,6 +37,7 @@ class Settings:
     vmm_gid: int = 107
     block_volumes: tuple[str, ...] = ()  # $BLOCK_VOLUMES
     receive_migration: bool = False
+    limits: Limits = DEFAULT  # of images
 
     @property
     def spec_bytes(self) -> bytes:

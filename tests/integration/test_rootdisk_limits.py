@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import random
 import re
 import signal
@@ -17,6 +19,7 @@ from launcher.host import storage
 from launcher.host.progress import Advance, Meter
 from launcher.image.limits import Limits
 from launcher.plan.types import BuildRootDisk
+from tests.lab.pod import LAUNCHER
 from tests.unit.image.build import PACK, folder, item, layout, tar
 
 pytestmark = pytest.mark.root
@@ -115,6 +118,28 @@ def test_progress_is_told_in_bytes_entries_and_time(large: Path, tmp_path: Path)
     assert written.share > 0.95
     half = Advance("writing the disk", 150_000_000, 300_000_000, 17, 12.0)
     assert str(half) == "writing the disk: 50%, 150 of 300 MB, 17 entries, 12 s left"
+
+
+def test_the_command_draws_a_bar_on_a_terminal_and_takes_limits_from_the_environment(
+    large: Path, tmp_path: Path
+) -> None:
+    argv: list[str | Path] = [LAUNCHER, "image", "rootfs", large, tmp_path / "disk", "--size", "400Mi"]
+    refused = subprocess.run(
+        argv, check=False, capture_output=True, text=True, env={**os.environ, "LAUNCHER_IMAGE_MAX_ENTRIES": "9"}
+    )
+    assert refused.returncode == ImageInvalid.exit_code
+    assert "raise $LAUNCHER_IMAGE_MAX_ENTRIES" in refused.stderr
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123  # a descriptor
+        built = subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=theirs)
+        os.set_blocking(ours, False)
+        drawn = terminal.read(1 << 16).decode()
+        os.close(theirs)
+    assert built.returncode == 0
+    bars = re.findall(r"\[(#*)(\.*)\] (\w[^\r]*)\r", drawn)
+    assert {len(done) + len(left) for done, left, _ in bars} == {30}
+    assert any("of 314 MB" in told for _, _, told in bars)
+    assert drawn.endswith("\033[K")
 
 
 def test_a_full_directory_is_refused_with_a_way_round(tmp_path: Path) -> None:
