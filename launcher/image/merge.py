@@ -68,39 +68,46 @@ class Merge:
         self._upper: dict[MergedDirectory, set[str]] = {}
         self._cleared: set[MergedDirectory] = set()  # where nothing of a lower layer is left
         self._lowest = True
+        self._at = "", ""  # what is merged, and which entry of it
 
     def apply(self, layer: int, members: Iterable[tar.Member], what: str) -> None:
         """Put one layer on top. ``what`` names the layer in errors."""
         for member in members:
-            place = f"{what}, entry {show(member.name)}"
-            self._count(1 + len(member.segments or ()), place)
+            self._at = what, member.name
+            self._count(1 + len(member.segments or ()))
             xattrs = sum(len(name) + len(value) for name, value in member.xattrs.items()) if member.xattrs else 0
-            self._count_metadata(len(member.name) + len(member.linkname) + xattrs, place)
-            parts = _parts(member.name, place)
+            self._count_metadata(len(member.name) + len(member.linkname) + xattrs)
+            parts = self._parts(member.name)
             if ".wh." not in member.name:
-                self._put(layer, parts, member, place)
+                self._put(layer, parts, member)
             elif any(part.startswith(AUFS_METADATA) and part != OPAQUE for part in parts):
                 continue
             elif parts[-1].startswith(WHITEOUT):
-                self._whiteout(parts, place)
+                self._whiteout(parts)
             else:
-                self._put(layer, parts, member, place)
+                self._put(layer, parts, member)
         self._upper, self._cleared = {}, set()
         self._lowest = False
 
-    def _count(self, more: int, place: str) -> None:
+    @property
+    def _place(self) -> str:
+        """How errors call the entry at hand."""
+        what, name = self._at
+        return f"{what}, entry {show(name)}"
+
+    def _count(self, more: int) -> None:
         self._entries += more
         if self._entries > self._limits.entries:
-            raise self._limits.exceeded("entries", f"{place}: too many entries")
+            raise self._limits.exceeded("entries", f"{self._place}: too many entries")
 
-    def _count_metadata(self, more: int, place: str) -> None:
+    def _count_metadata(self, more: int) -> None:
         self._metadata += more
         if self._metadata > self._limits.metadata:
-            raise self._limits.exceeded("metadata", f"{place}: too many bytes of names, links and attributes")
+            raise self._limits.exceeded("metadata", f"{self._place}: too many bytes of names, links and attributes")
 
-    def _whiteout(self, parts: list[str], place: str) -> None:
+    def _whiteout(self, parts: list[str]) -> None:
         *above, name = parts
-        parent = None if self._lowest else self._directory(above, place, create=False)
+        parent = None if self._lowest else self._directory(above, create=False)
         if parent is None:
             return
         if name == OPAQUE:
@@ -124,7 +131,7 @@ class Merge:
             directory.children = {name: node for name, node in directory.children.items() if name in ours}
             todo += [node for node in directory.children.values() if isinstance(node, MergedDirectory)]
 
-    def _directory(self, parts: list[str], place: str, *, create: bool) -> MergedDirectory | None:
+    def _directory(self, parts: list[str], *, create: bool) -> MergedDirectory | None:
         """The directory ``parts`` lead to, through symlinks; made on the way, and noted as ours, when ``create``."""
         stack = [self.root]
         names: list[str] = []  # of the directories above the first
@@ -138,18 +145,18 @@ class Merge:
                 continue
             node = stack[-1].children.get(part)
             if node is None and create:
-                self._count(1, place)
+                self._count(1)
                 node = stack[-1].children[part] = _implied()
             if isinstance(node, MergedDirectory):
                 stack.append(node)
                 names.append(part)
             elif node is not None and node.kind is Kind.SYMLINK:
-                hops = hop(hops, place)
-                self._count_metadata(len(node.target), place)
+                hops = hop(hops, self._place)
+                self._count_metadata(len(node.target))
                 follow(node, stack, todo)
                 del names[len(stack) - 1 :]
             elif create:
-                raise ImageInvalid(f"{place}: {show(part)} on its way is no directory")
+                raise ImageInvalid(f"{self._place}: {show(part)} on its way is no directory")
             else:
                 return None
         if create and not self._lowest:
@@ -157,18 +164,18 @@ class Merge:
                 self._upper.setdefault(directory, set()).add(name)
         return stack[-1]
 
-    def _put(self, layer: int, parts: list[str], member: tar.Member, place: str) -> None:
+    def _put(self, layer: int, parts: list[str], member: tar.Member) -> None:
         if not parts:
             if member.type != tar.DIRECTORY:
-                raise ImageInvalid(f"{place}: the root of the image is no directory")
+                raise ImageInvalid(f"{self._place}: the root of the image is no directory")
             self.root.meta = _entry(layer, member)
             return
         *above, name = parts
-        parent = self._directory(above, place, create=True)
+        parent = self._directory(above, create=True)
         if parent is None:
             raise AssertionError("a created directory exists")
         if member.type == tar.LINK:
-            parent.children[name] = self._link_target(member, place)
+            parent.children[name] = self._link_target(member)
         elif member.type == tar.DIRECTORY:
             old = parent.children.get(name)
             if isinstance(old, MergedDirectory):
@@ -180,22 +187,21 @@ class Merge:
         if not self._lowest:
             self._upper.setdefault(parent, set()).add(name)
 
-    def _link_target(self, member: tar.Member, place: str) -> Entry:
-        *above, name = _parts(member.linkname, place) or [""]
-        directory = self._directory(above, place, create=False)
+    def _link_target(self, member: tar.Member) -> Entry:
+        *above, name = self._parts(member.linkname) or [""]
+        directory = self._directory(above, create=False)
         target = directory.children.get(name) if directory else None
         if not isinstance(target, Entry):
             problem = "does not exist" if target is None else "is a directory"
-            raise ImageInvalid(f"{place}: is a hard link to {show(member.linkname)}, which {problem}")
+            raise ImageInvalid(f"{self._place}: is a hard link to {show(member.linkname)}, which {problem}")
         target.linked = True
         return target
 
-
-def _parts(path: str, place: str) -> list[str]:
-    parts = components(path)
-    if ".." in parts:
-        raise ImageInvalid(f"{place}: its path {show(path)} leads out of the image")
-    return parts
+    def _parts(self, path: str) -> list[str]:
+        parts = components(path)
+        if ".." in parts:
+            raise ImageInvalid(f"{self._place}: its path {show(path)} leads out of the image")
+        return parts
 
 
 def _entry(layer: int, member: tar.Member) -> Entry:
