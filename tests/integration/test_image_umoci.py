@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from launcher.host.storage import build_root_disk
 from launcher.image.source import open_image
 from launcher.image.tree import Entry, Kind, walk
+from launcher.plan.types import BuildRootDisk
 from tests.unit.image.build import Layout, item, tar
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ def layer(steps: list[Step], number: int, files: list[str]) -> bytes:
     return tar(*items)
 
 
+def make(folder: Path, layers: list[list[Step]]) -> Path:
+    made = Layout(folder)
+    files: list[str] = []
+    blobs = [layer(steps, number, files) for number, steps in enumerate(layers)]
+    return made.finish(made.image(*blobs, annotations={"org.opencontainers.image.ref.name": "it"}))
+
+
 def theirs(image: Path, bundle: Path) -> Tree | None:
     """None when umoci refuses the image."""
     done = subprocess.run(
@@ -68,9 +77,12 @@ def theirs(image: Path, bundle: Path) -> Tree | None:
     )
     if done.returncode:
         return None
+    return of_folder(bundle / "rootfs")
+
+
+def of_folder(root: Path) -> Tree:
     found: Tree = {}
     inodes: dict[int, str] = {}
-    root = bundle / "rootfs"
     for path in sorted(root.rglob("*")):
         status = path.lstat()
         kind = KINDS[stat.S_IFMT(status.st_mode)]
@@ -115,18 +127,38 @@ def ours(image: Image) -> Tree:
 @example([[("f", "a/b", "x"), ("f", "a/usr", "y")], [("f", "a/lib", "z"), ("w", "a", "")]])
 @example([[("f", "a/b", "x"), ("l", "lib", "a")], [("f", "lib/usr", "z"), ("o", "a", ""), ("w", "a/usr", "")]])
 @settings(
-    max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 def test_any_layers_make_the_tree_that_umoci_unpacks(layers: list[list[Step]]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        made = Layout(Path(name) / "image")
-        reference = {"org.opencontainers.image.ref.name": "it"}
-        files: list[str] = []
-        blobs = [layer(steps, number, files) for number, steps in enumerate(layers)]
-        image = made.finish(made.image(*blobs, annotations=reference))
+        image = make(Path(name) / "image", layers)
         expected = theirs(image, Path(name) / "bundle")
         if expected is None:
             return
         with open_image(image, arch="amd64") as opened:
             found = ours(opened)
         assert found == expected, json.dumps(layers)
+
+
+@given(_layers)
+@settings(max_examples=30, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_the_disk_holds_what_umoci_unpacks(layers: list[list[Step]]) -> None:
+    """Read back by debugfs, which passes over fifos and makes two files of a hard link."""
+    with tempfile.TemporaryDirectory() as name:
+        image = make(Path(name) / "image", layers)
+        unpacked = theirs(image, Path(name) / "bundle")
+        if not unpacked:
+            return
+        disk, root = Path(name) / "disk", Path(name) / "root"
+        build_root_disk(BuildRootDisk("root", image, disk, 16 << 20, ""), arch="amd64")
+        subprocess.run(["e2fsck", "-fn", disk], check=True, capture_output=True)
+        root.mkdir()
+        subprocess.run(["debugfs", "-R", f"rdump / {root}", disk], check=True, capture_output=True)
+        (root / "lost+found").rmdir()
+        found = of_folder(root)
+        kept = {path: entry for path, entry in unpacked.items() if entry[0] != "p"}
+        assert found.keys() == kept.keys(), json.dumps(layers)
+        for path, (kind, mode, owner, content, target, _, mtime) in found.items():
+            expected = kept[path]
+            assert (kind, content, target) == (expected[0], *expected[3:5])
+            assert kind == "l" or (mode, owner, mtime) == (*expected[1:3], expected[6])  # debugfs gives none to a link
