@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Hold(click.ParamType["float | str"]):
-    """Seconds, or ``forever`` as None."""
+    """Seconds, or ``forever``."""
 
     name = "SECONDS|forever"
 
@@ -23,12 +23,19 @@ class _Hold(click.ParamType["float | str"]):
         if value == "forever":
             return "forever"
         try:
-            seconds = float(value)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds < float("inf"):
+            return SECONDS.convert(value, param, ctx)
+        except click.BadParameter:
             self.fail(f"{value!r} is neither a number of seconds nor 'forever'", param, ctx)
-        return seconds
+
+
+def _is_number(_ctx: click.Context, _param: click.Parameter, value: float | str | None) -> float | str | None:
+    """NaN is within every range."""
+    if value != value:  # noqa: PLR0124  # the definition of NaN
+        raise click.BadParameter("'nan' is not a number of seconds.")
+    return value
+
+
+SECONDS = click.FloatRange(min=0, max=365 * 86400)
 
 
 @click.command()
@@ -36,7 +43,8 @@ class _Hold(click.ParamType["float | str"]):
 @options.host_options
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
+    callback=_is_number,
     envvar="LAUNCHER_GRACE",
     default=25.0,
     show_default=True,
@@ -46,13 +54,15 @@ class _Hold(click.ParamType["float | str"]):
 @click.option(
     "--hold-failure",
     type=_Hold(),
+    callback=_is_number,
     envvar="LAUNCHER_HOLD_FAILURE",
     show_envvar=True,
     help="How long a failed start stays for inspection.  [default: 0; 10 with $VM_DATA]",
 )
 @click.option(
     "--panic-grace",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
+    callback=_is_number,
     default=30.0,
     show_default=True,
     help="Seconds a panicked guest has to reboot by itself.",

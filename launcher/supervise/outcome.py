@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from launcher.errors import LauncherError
 
 
+PROBLEMS_TOLD = 10  # of a spec, in a termination message; all of them fit nowhere
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """``message`` is a sentence; ``hint`` the remedy where there is one."""
@@ -27,8 +30,14 @@ class Outcome:
 
 def failed(error: LauncherError) -> Outcome:
     """The outcome of a start that failed with ``error``."""
-    problems = error.problems if isinstance(error, SpecInvalid) else ()
-    return Outcome(error.reason, error.exit_code, "; ".join(map(str, problems)) or error.message, error.hint)
+    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecInvalid) else []
+    if not problems:
+        return Outcome(error.reason, error.exit_code, error.message, error.hint)
+    told = problems[:PROBLEMS_TOLD]
+    hint = error.hint
+    if len(told) < len(problems):
+        hint = f"launcher validate shows all {len(problems)} problems"
+    return Outcome(error.reason, error.exit_code, "; ".join(told), hint)
 
 
 def internal(error: Exception) -> Outcome:

@@ -7,12 +7,10 @@ holds it to its memory budget) and answer at any time. What is heavy happens in 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -27,7 +25,7 @@ from launcher.supervise import outcome as ends
 from launcher.supervise.children import Child, become_subreaper, reap_all
 from launcher.supervise.console import Console, Outlet
 from launcher.supervise.helper_sockets import HelperSockets
-from launcher.supervise.loop import READ, Loop
+from launcher.supervise.loop import Loop
 from launcher.supervise.model import (
     AnswerRequest,
     Arm,
@@ -39,6 +37,7 @@ from launcher.supervise.model import (
     Exit,
     HelperExited,
     Note,
+    Phase,
     PowerRequested,
     PreparationFailed,
     Prepared,
@@ -58,21 +57,20 @@ from launcher.supervise.model import (
 )
 from launcher.supervise.state import step
 from launcher.supervise.vmm_api import ApiQueue
-from launcher.vmm.argv import vmm_argv
-from launcher.vmm.events import EventStream
+from launcher.supervise.vmm_process import VmmProcess
+from launcher.supervise.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from launcher.errors import LauncherError
     from launcher.supervise.handoff import Settings
     from launcher.supervise.model import Limits
     from launcher.supervise.outcome import Outcome
+    from launcher.vmm.events import VmmEvent
 
 _log = logging.getLogger(__name__)
 
 CONSOLE_LINES = 20  # in the termination message
-_EVENT_PIPE = 1 << 20  # bytes: the VMM writes without blocking, and what does not fit is lost
 _LEASE = re.compile(r"DHCPACK\((?P<bridge>\S+)\) (?P<address>\S+) (?P<mac>\S+)")
-_CRASH = re.compile(r"VCPU generated error|panicked at")
 
 
 class Supervisor:
@@ -84,6 +82,7 @@ class Supervisor:
         self._failure = failure
         self._paths = settings.paths
         self._state = State(limits)
+        self._ended_in = self._state.phase  # the last phase in which something was still going on
         self._exit: Outcome | None = None
         self._pending: deque[Event] = deque()
         self._started = time.monotonic()
@@ -103,10 +102,8 @@ class Supervisor:
         )
         self._api = ApiQueue(self._loop, self._paths, time.monotonic, self._feed)
         self._api.close()  # sockets that a launcher that was killed left behind
-        self._worker: Child | None = None
-        self._vmm: Child | None = None
-        self._vmm_events: int | None = None
-        self._event_stream = EventStream()
+        self._worker: WorkerProcess | None = None
+        self._vmm: VmmProcess | None = None
         self._helpers: dict[str, Child] = {}
         self._helper_sockets = HelperSockets()
 
@@ -121,7 +118,13 @@ class Supervisor:
         self._save_state()
         try:
             if self._failure is None:
-                self._start_worker()
+                self._worker = WorkerProcess(
+                    self._loop,
+                    self._settings,
+                    on_message=self._worker_said,
+                    on_exit=self._worker_ended,
+                    on_line=lambda line: self._stderr.write(line.encode() + b"\n"),  # its log lines are ours
+                )
             else:
                 self._fail(self._failure)
                 self._feed(WorkerExited(0))
@@ -148,6 +151,8 @@ class Supervisor:
     def _handle(self, event: Event) -> None:
         phase = self._state.phase
         self._state, commands = step(self._state, event)
+        if self._state.phase not in {Phase.FAILED, Phase.ENDED}:
+            self._ended_in = self._state.phase
         if self._state.phase is not phase:
             self._record.mark(str(self._state.phase))
             self._record.event("phase", {"phase": str(self._state.phase)})
@@ -177,7 +182,8 @@ class Supervisor:
 
     @property
     def _children(self) -> list[Child]:
-        return [child for child in (self._worker, self._vmm, *self._helpers.values()) if child is not None]
+        processes = [process.child for process in (self._worker, self._vmm) if process is not None]
+        return [*processes, *self._helpers.values()]
 
     # --- what is done about it ---
 
@@ -195,10 +201,10 @@ class Supervisor:
                 self._loop.disarm(timer)
             case SignalVmm(kill):
                 if self._vmm is not None:
-                    self._vmm.send(signal.SIGKILL if kill else signal.SIGTERM)
+                    self._vmm.child.send(signal.SIGKILL if kill else signal.SIGTERM)
             case SignalWorker(kill):
                 if self._worker is not None:
-                    self._worker.send(signal.SIGKILL if kill else signal.SIGTERM)
+                    self._worker.child.send(signal.SIGKILL if kill else signal.SIGTERM)
             case PublishApi():
                 self._api.publish()
             case WithdrawApi():
@@ -216,46 +222,7 @@ class Supervisor:
             case _:
                 assert_never(command)
 
-    def _start_worker(self) -> None:
-        reports, theirs = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(reports, False)
-        argv = [sys.executable, "-I", "-m", "launcher.worker", "--report-fd", str(theirs)]
-        received = bytearray()
-
-        def read() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while data := os.read(reports, 65536):
-                    received.extend(data)
-                self._loop.unwatch(reports)  # closed: its exit comes next
-            *lines, rest = bytes(received).split(b"\n")
-            received[:] = rest
-            for line in lines:
-                self._worker_said(line)
-
-        def ended(status: int) -> None:
-            read()
-            self._loop.unwatch(reports)
-            os.close(reports)
-            self._record.mark("worker ended")
-            self._feed(WorkerExited(status))
-
-        self._worker = Child(
-            self._loop,
-            argv,
-            stdin=handoff.encode_settings(self._settings),
-            pass_fds=(theirs,),
-            on_exit=ended,
-            on_line=lambda line: self._stderr.write(line.encode() + b"\n"),  # its log lines are ours
-        )
-        os.close(theirs)
-        self._loop.watch(reports, READ, read)
-
-    def _worker_said(self, line: bytes) -> None:
-        try:
-            message = handoff.decode(line)
-        except codec.DoesNotFit as error:
-            _log.warning("the worker sent something unreadable", extra={"fields": {"error": str(error)}})
-            return
+    def _worker_said(self, message: handoff.Message) -> None:
         match message:
             case handoff.Progress():
                 if message.milliseconds is not None:
@@ -270,6 +237,10 @@ class Supervisor:
                 self._feed(Prepared(message))
             case _:
                 assert_never(message)
+
+    def _worker_ended(self, status: int) -> None:
+        self._record.mark("worker ended")
+        self._feed(WorkerExited(status))
 
     def _fail(self, error: LauncherError) -> None:
         outcome = ends.failed(error)
@@ -307,69 +278,26 @@ class Supervisor:
         if self._state.handoff is None:
             return
         launch = self._state.handoff.vmm
-        self._paths.serial_socket.unlink(missing_ok=True)  # the VMM never unlinks a stale one
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-            # Bound by us and inherited: it can be connected to at once, and under a private name until the VM runs.
-            listener.bind(os.fspath(self._paths.early_api_socket))
-            self._paths.early_api_socket.chmod(0o600)
-            listener.listen(16)
-            self._vmm_events, events = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(self._vmm_events, False)
-            with contextlib.suppress(OSError):  # above the user's pipe limit: the default has to do
-                fcntl.fcntl(events, fcntl.F_SETPIPE_SZ, _EVENT_PIPE)
-            api = listener.fileno()
-            argv = vmm_argv(launch.binary, api_fd=api, event_fd=events, version=launch.version)
-            try:
-                self._vmm = Child(
-                    self._loop,
-                    confined_argv(argv, launch.confinement),
-                    pass_fds=(api, events),
-                    on_exit=self._vmm_ended,
-                    on_line=lambda line: _log.warning("vmm", extra={"fields": {"line": line}}),
-                )
-            except HostUnfit as error:
-                os.close(self._vmm_events)
-                self._vmm_events = None
-                self._feed(VmmExited(1, str(error)))
-                return
-            finally:
-                os.close(events)
-        self._loop.watch(self._vmm_events, READ, self._read_vmm_events)
-        self._record.mark("vmm started")
-        self._record.event("vmm-started", {"pid": self._vmm.pid, "version": ".".join(map(str, launch.version))})
-
-    def _read_vmm_events(self) -> bool:
-        """Take what is there, up to a limit; False when there was nothing."""
-        if self._vmm_events is None:
-            return False
         try:
-            data = os.read(self._vmm_events, 65536)
-        except BlockingIOError:
-            return False
-        if not data:  # the VMM ended, or closed it
-            self._loop.unwatch(self._vmm_events)
-            return False
-        for event in self._event_stream.feed(data):
-            self._record.event(f"{event.source} {event.event}", event.properties)
-            if event.source == "virtio-device" and event.event == "activated":
-                self._record.mark("guest drivers up")
-            self._feed(VmmSaid(event.source, event.event, event.properties))
-        return True
+            self._vmm = VmmProcess(self._loop, self._paths, launch, on_event=self._vmm_said, on_exit=self._vmm_ended)
+        except HostUnfit as error:
+            self._feed(VmmExited(1, str(error)))
+            return
+        self._record.mark("vmm started")
+        self._record.event("vmm-started", {"pid": self._vmm.child.pid, "version": ".".join(map(str, launch.version))})
 
-    def _vmm_ended(self, status: int) -> None:
-        while self._read_vmm_events():
-            pass
-        if self._vmm_events is not None:
-            self._loop.unwatch(self._vmm_events)
-            os.close(self._vmm_events)
-            self._vmm_events = None
+    def _vmm_said(self, event: VmmEvent) -> None:
+        self._record.event(f"{event.source} {event.event}", event.properties)
+        if event.source == "virtio-device" and event.event == "activated":
+            self._record.mark("guest drivers up")
+        self._feed(VmmSaid(event.source, event.event, event.properties))
+
+    def _vmm_ended(self, exited: VmmExited) -> None:
         self._api.close()
         self._console.disconnect()
         self._record.mark("vmm ended")
-        self._record.event("vmm-ended", {"status": status})
-        lines = self._vmm.lines if self._vmm is not None else []
-        crashed = any(_CRASH.search(line) for line in lines)
-        self._feed(VmmExited(status, _last_words(lines), crashed))
+        self._record.event("vmm-ended", {"status": exited.status})
+        self._feed(exited)
 
     # --- the control socket's services ---
 
@@ -398,7 +326,7 @@ class Supervisor:
                 "planDigest": plan.digest,
             }
         if self._vmm is not None:
-            result["vmm"] = self._child_status("vmm", self._vmm)
+            result["vmm"] = self._child_status("vmm", self._vmm.child)
         return result
 
     def recent_events(self) -> list[dict[str, Any]]:
@@ -416,15 +344,9 @@ class Supervisor:
     # --- the end ---
 
     def _write_result(self, outcome: Outcome) -> None:
-        vmm: dict[str, Any] = {}
-        if self._state.handoff is not None:
-            vmm["version"] = ".".join(map(str, self._state.handoff.vmm.version))
-        if self._vmm is not None:
-            if (status := self._vmm.status) is not None:
-                vmm |= {"signal": signal.Signals(-status).name} if status < 0 else {"exitCode": status}
-            vmm["lastErrors"] = [line[:300] for line in self._vmm.lines[-5:]]
-        phase = str(self._state.phase)
-        self._record.result(outcome, phase=phase, vmm=vmm, console=self._console.last_lines(CONSOLE_LINES))
+        vmm = self._vmm.report if self._vmm is not None else {}
+        lines = self._console.last_lines(CONSOLE_LINES)
+        self._record.result(outcome, phase=str(self._ended_in), vmm=vmm, console=lines)
         level = logging.INFO if outcome.exit_code in {0, 143} else logging.ERROR
         fields = {"reason": outcome.reason, "exitCode": outcome.exit_code} | (
             {"hint": outcome.hint} if outcome.hint else {}
@@ -450,17 +372,9 @@ class Supervisor:
         fields: dict[str, Any] = {"phase": str(self._state.phase)}
         if self._state.handoff is not None:
             fields["planDigest"] = self._state.handoff.digest
-        if self._vmm is not None and self._vmm.status is None:
-            fields["vmm"] = {"pid": self._vmm.pid, "startTime": _start_time(self._vmm.pid)}
+        if self._vmm is not None and self._vmm.child.status is None:
+            fields["vmm"] = self._vmm.identity
         self._record.state(**fields)
-
-
-def _last_words(lines: list[str]) -> str:
-    """The VMM's error chain as one sentence: its lines without the frame they are printed in."""
-    words = [
-        re.sub(r"^\s*\d+:\s*", "", line) for line in lines if not line.startswith("Error: Cloud Hypervisor exited")
-    ]
-    return ": ".join(words[-5:])
 
 
 def _own_pss() -> int | None:
@@ -469,11 +383,4 @@ def _own_pss() -> int | None:
         for line in file:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
-    return None
-
-
-def _start_time(pid: int) -> int | None:
-    """The process's start in clock ticks since boot: with the pid it names a process for good."""
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
     return None

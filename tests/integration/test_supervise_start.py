@@ -219,7 +219,7 @@ def test_a_bug_in_the_launcher_is_told_without_a_secret_and_leaves_nothing(tmp_p
         "import sys; from pathlib import Path; from launcher import logs\n"
         "from launcher.supervise import main, supervisor\n"
         "from launcher.supervise.handoff import Settings; from launcher.supervise.model import Limits\n"
-        f"supervisor.Supervisor._start_worker = lambda self: {{}}['{SECRET}']\n"
+        f"supervisor.WorkerProcess = lambda *_, **__: {{}}['{SECRET}']\n"
         "sys.exit(main.supervise(Settings('', run_dir=Path(sys.argv[1])), Limits()))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from launcher.supervise.bounded_log import BoundedLog
 from launcher.supervise.outcome import Outcome
 from launcher.supervise.record import RESULT_LIMIT, result_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_log_is_renamed_once_at_its_limit(tmp_path: Path) -> None:
@@ -36,9 +33,15 @@ def test_a_log_goes_on_where_the_last_run_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == b"first\nsecond\n"
 
 
-def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "log").symlink_to("/dev/full")
-    log = BoundedLog(tmp_path / "log", 100)
+def test_a_link_in_a_logs_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        BoundedLog(tmp_path / "log", 100)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else() -> None:
+    log = BoundedLog(Path("/dev/full"), 100)
     log.write(b"lost\n")
     log.close()
 
