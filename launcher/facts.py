@@ -87,6 +87,20 @@ class NetworkFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskImageFacts:
+    """The disk in a containerDisk image that is a root directory: a file that an overlay can read from where it is."""
+
+    path: Path
+    format: str  # "raw" or "qcow2"
+    size: int  # bytes that the guest sees
+    mark: str  # tells it from the disk of another image
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o644  # permission bits
+    closed: bool = False  # a folder on the way to it keeps others out
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """One image under the images folder. ``problem`` is why it cannot be used; the rest is then empty."""
 
@@ -95,6 +109,7 @@ class ImageFacts:
     digest: str | None = None
     kernel: str | None = None  # what /vmlinux is: "pvh-elf", "bzimage", "arm64-image"; a wrong one is a problem
     initramfs: bool = False
+    disk: DiskImageFacts | None = None
     problem: str | None = None
     hint: str | None = None
 
@@ -124,6 +139,8 @@ class DiskFile:
     sector: int = 512  # bytes: a block device's logical sector
     table: int = 0  # bytes: the sector its GPT was written for; 0 without a GPT
     read_only: bool = False  # the device is, or the file system below the file
+    base: Path | None = None  # of an overlay: the file it reads from
+    mark: str = ""  # the mark of the disk it was made on, when that was an image's own
     lock: str | None = None  # "read" or "write": what another process holds on it
     holder: str | None = None  # who, when that can be seen
     problem: str | None = None
@@ -218,6 +235,7 @@ class HostFacts:
     dnsmasq: str | None = None  # its path, None when it is not installed
     virtiofsd: ProgramFacts | None = None  # None when it is not installed, or no file system asks for it
     block_volumes: tuple[str, ...] = ()  # $BLOCK_VOLUMES: the claims that the pod has as block devices
+    container_disk: str = "overlay"  # $LAUNCHER_CONTAINER_DISK: or "raw"
     receive_migration: bool = False  # $RECEIVE_MIGRATION: the pod is the target of a migration
 
     def image(self, name: str) -> ImageFacts | None:

@@ -117,6 +117,17 @@ class Paths:
     def rootfs_disk(self, volume: str) -> Path:
         return self.volume(volume) / "rootfs.raw"
 
+    def copied_disk(self, volume: str) -> Path:
+        """A containerDisk's disk as a raw copy; where Virtink's init container leaves one."""
+        return self.volume(volume) / "disk.raw"
+
+    def disk_overlay(self, volume: str) -> Path:
+        """A containerDisk's disk as an overlay: on the image's own file, or on ``disk_base``."""
+        return self.volume(volume) / "disk.qcow2"
+
+    def disk_base(self, volume: str) -> Path:
+        return self.volume(volume) / "disk.base"
+
     def claim_disk(self, volume: str) -> Path:
         """The disk of a claim that is a file system; one that is a block device is ``volume`` itself."""
         return self.volume(volume) / "disk.img"

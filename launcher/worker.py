@@ -69,6 +69,7 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
         vmm_uid=settings.vmm_uid,
         vmm_gid=settings.vmm_gid,
         block_volumes=settings.block_volumes,
+        container_disk=settings.container_disk,
         receive_migration=settings.receive_migration,
         limits=settings.limits,
         cache=CacheFacts(settings.cache, settings.cache_size, settings.cache_verify) if settings.cache else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from launcher.host.progress import Advance, Meter
 
 _BAR = 30  # characters
+_NOBODY = 65534  # whom a converter runs as, when root asks for one
+
 _image = click.argument("image", type=click.Path(path_type=Path))
 _out = click.argument("out", type=click.Path(path_type=Path))
 
@@ -48,7 +51,7 @@ def _progress() -> Iterator[Meter]:
 
 @click.group("image")
 def image() -> None:
-    """Look into images, take the kernel out, build root disks, fetch images from a registry."""
+    """Look into images, take the kernel out, build root disks, take disks out, fetch images from a registry."""
 
 
 @image.command()
@@ -90,6 +93,31 @@ def rootfs(image: Path, out: Path, size: str) -> None:
     for lost in disk.lost:
         click.echo(f"warning: {lost}", err=True)
     click.echo(f"{out}: {disk.size} bytes, {'built' if disk.built else 'was there already'}")
+
+
+@image.command()
+@_image
+@_out
+@click.option("--raw", is_flag=True, help="Make it a raw disk, whatever the image has.")
+def disk(image: Path, out: Path, raw: bool) -> None:  # noqa: FBT001  # click passes a flag so
+    """Copy the disk of a containerDisk image to OUT, as it is or as a raw disk. An existing OUT is left as it is."""
+    from launcher.host.container_disk import copy_as_it_is, copy_raw
+    from launcher.host.files import telling
+    from launcher.image.source import open_image
+    from launcher.plan.types import Confinement
+
+    out = out.absolute()
+    if os.path.lexists(out):
+        click.echo(f"{out}: was there already")
+        return
+    limits, nobody = options.image_limits(), Confinement(_NOBODY, _NOBODY)
+    with (
+        telling("make disk", out),
+        open_image(image, arch=platform.machine(), limits=limits) as opened,
+        _progress() as meter,
+    ):
+        found = copy_raw(opened, out, nobody, meter) if raw else copy_as_it_is(opened, out, meter)
+    click.echo(f"{out}: {'raw' if raw else found.format}, {found.size} bytes")
 
 
 @image.command()

@@ -100,6 +100,15 @@ def host_options(function: F) -> F:
             help="Run the guest by emulation, without KVM: slow, and no security boundary.",
         ),
         click.option(
+            "--container-disk",
+            type=click.Choice(["overlay", "raw"]),
+            envvar="LAUNCHER_CONTAINER_DISK",
+            default="overlay",
+            show_default=True,
+            show_envvar=True,
+            help="What is made of a containerDisk image: an overlay on its disk, or a raw copy.",
+        ),
+        click.option(
             "--vmm-user",
             metavar="UID[:GID]",
             envvar="LAUNCHER_VMM_USER",
@@ -184,6 +193,7 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         emulate=options["emulate"],
         vmm_uid=uid,
         vmm_gid=gid,
+        container_disk=options["container_disk"],
         block_volumes=tuple(name for name in os.environ.get("BLOCK_VOLUMES", "").split(",") if name),
         receive_migration=os.environ.get("RECEIVE_MIGRATION") == "true",
         limits=image_limits(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from launcher.host import files
 from launcher.host.cached_disk import clone_root_disk
+from launcher.host.container_disk import make_container_disk
 from launcher.host.network import apply_network
 from launcher.host.seed import write_seed
 from launcher.host.storage import build_root_disk
@@ -23,6 +24,7 @@ from launcher.plan.types import (
     EnsureTap,
     ExtractKernel,
     GiveToVmm,
+    MakeContainerDisk,
     MakeFolder,
     ReleaseNic,
     StagePodNic,
@@ -69,6 +71,8 @@ def _carry_out(action: Action, arch: str, limits: Limits) -> None:
             build_root_disk(action, arch=arch, limits=limits)
         case CloneRootDisk():
             clone_root_disk(action, arch=arch, limits=limits)
+        case MakeContainerDisk():
+            make_container_disk(action, arch=arch, limits=limits)
         case BuildSeed():
             write_seed(action)
         case (

@@ -19,6 +19,7 @@ from launcher.host.observe_cache import observe_cache, observe_root_disk
 from launcher.host.observe_disks import observe_disk
 from launcher.host.observe_files import (
     is_file,
+    observe_disk_image,
     observe_kernel_image,
     observe_secret,
     observe_volume_image,
@@ -28,7 +29,7 @@ from launcher.host.observe_virtiofsd import observe_virtiofsd
 from launcher.image.limits import DEFAULT
 from launcher.plan.devices import KVM, TUN
 from launcher.plan.types import Confinement
-from launcher.spec.types import ContainerRootfsVolume
+from launcher.spec.types import ContainerDiskVolume, ContainerRootfsVolume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ def observe(
     vmm_uid: int,
     vmm_gid: int,
     block_volumes: tuple[str, ...] = (),
+    container_disk: str = "overlay",
     receive_migration: bool = False,
     limits: Limits = DEFAULT,
     cache: CacheFacts | None = None,
@@ -107,6 +109,7 @@ def observe(
         dnsmasq=shutil.which("dnsmasq", path=process.BASE_ENV["PATH"]),
         virtiofsd=observe_virtiofsd() if spec is None or spec.instance.file_systems else None,
         block_volumes=block_volumes,
+        container_disk=container_disk,
         receive_migration=receive_migration,
     )
 
@@ -134,7 +137,11 @@ def _images(
         names = [name for name in roots if name not in built]
     else:
         names = [name for name in _names(paths.images) if paths.volume_image(name) != paths.kernel_image]
-    found = (observe_volume_image(paths.volume_image(name), arch, limits) for name in names)
+    found = [observe_volume_image(paths.volume_image(name), arch, limits) for name in names]
+    if spec:
+        copied = {disk.volume for disk in disks if disk.file and disk.file.path == paths.copied_disk(disk.volume)}
+        wanted = [volume.name for volume in spec.volumes if isinstance(volume, ContainerDiskVolume)]
+        found += [observe_disk_image(paths.volume_image(name), arch, limits) for name in wanted if name not in copied]
     return tuple(image for image in found if image)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 from launcher.facts import DiskFacts, DiskFile
 from launcher.host.direct import block_below, block_of
 from launcher.host.locks import held_lock, holder
+from launcher.host.overlay import overlay_base
 from launcher.host.seed import is_ours
 from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
 
@@ -50,14 +51,16 @@ def _candidates(paths: Paths, name: str, volume: Volume | None) -> tuple[Path, .
     match volume:
         case ContainerRootfsVolume():
             return (paths.rootfs_disk(name),)
-        case CloudInitVolume() | ContainerDiskVolume():
+        case CloudInitVolume():
             return ()
+        case ContainerDiskVolume():
+            return (paths.copied_disk(name), paths.disk_overlay(name))
         case PvcVolume() | DataVolumeVolume():
             mounted = (paths.volume(name), paths.claim_disk(name))
             return (*mounted, *paths.hotplugged(name)) if volume.hotpluggable else mounted
         case None:
-            there = (paths.volume(name), paths.rootfs_disk(name), paths.claim_disk(name))
-            return (*there, *paths.hotplugged(name))
+            ours = (paths.rootfs_disk(name), paths.copied_disk(name), paths.disk_overlay(name))
+            return (paths.volume(name), *ours, paths.claim_disk(name), *paths.hotplugged(name))
         case other:
             assert_never(other)
 
@@ -96,6 +99,8 @@ def _look(path: Path, fd: int) -> DiskFile:
     block = stat.S_ISBLK(node.st_mode)
     head = os.pread(fd, 2 * _SECTORS[-1], 0)
     lock = held_lock(fd)
+    overlay = path.suffix == ".qcow2" and head.startswith(_QCOW2)
+    base = overlay_base(head) if overlay else None
     return DiskFile(
         path,
         block=block,
@@ -107,9 +112,21 @@ def _look(path: Path, fd: int) -> DiskFile:
         sector=_ioctl(fd, _BLKSSZGET) if block else _SECTORS[0],
         table=next((size for size in _SECTORS if head.startswith(_GPT, size)), 0),
         read_only=bool(_ioctl(fd, _BLKROGET)) if block else bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY),
+        base=base,
+        mark=_mark(path) if overlay else "",
         lock=lock,
         holder=holder(fd) if lock else None,
+        problem=f"reads from {base}, which is not there" if base and not base.is_file() else None,
+        hint="put back what belongs to it: the guest's data are of no use without" if base else None,
     )
+
+
+def _mark(overlay: Path) -> str:
+    """What stands beside an overlay on an image's own file, so that it is never laid over another one."""
+    try:
+        return overlay.with_suffix(".mark").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _ioctl(fd: int, request: int) -> int:

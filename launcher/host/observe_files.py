@@ -7,12 +7,14 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from launcher.errors import LauncherError
-from launcher.facts import ImageFacts, SecretFacts
+from launcher.errors import ImageInvalid, LauncherError
+from launcher.facts import DiskImageFacts, ImageFacts, SecretFacts
+from launcher.host.files import telling
 from launcher.host.seed import read_secret
+from launcher.image.disk import find_disk
 from launcher.image.kernel import INITRAMFS_PATH, find_kernel
 from launcher.image.limits import DEFAULT
-from launcher.image.source import open_image
+from launcher.image.source import Form, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,32 @@ def observe_secret(path: Path) -> SecretFacts | None:
 def observe_volume_image(path: Path, arch: str, limits: Limits = DEFAULT) -> ImageFacts | None:
     """A volume's image: its form and its digest, not its content. None when nothing is there."""
     return _observe_image(path, arch, limits, lambda image: ImageFacts(path.name, image.form.value, image.digest))
+
+
+def observe_disk_image(path: Path, arch: str, limits: Limits = DEFAULT) -> ImageFacts | None:
+    """A containerDisk's image: of a root directory the disk too, of layers, which would have to be unpacked, the digest."""
+
+    def look(image: Image) -> ImageFacts:
+        if image.form is not Form.ROOT_DIRECTORY:
+            return ImageFacts(path.name, image.form.value, image.digest)
+        found = find_disk(image)
+        file = path / found.file.origin
+        with telling("look at", file, ImageInvalid):
+            node = file.stat()
+            closed = any(not above.stat().st_mode & 0o001 for above in file.parents)
+        disk = DiskImageFacts(
+            path=file,
+            format=found.format,
+            size=found.size,
+            mark=f"{node.st_size} bytes of {node.st_mtime_ns}",
+            uid=node.st_uid,
+            gid=node.st_gid,
+            mode=stat.S_IMODE(node.st_mode),
+            closed=closed,
+        )
+        return ImageFacts(path.name, image.form.value, disk=disk)
+
+    return _observe_image(path, arch, limits, look)
 
 
 def observe_kernel_image(path: Path, arch: str, limits: Limits = DEFAULT) -> ImageFacts | None:

@@ -1,16 +1,14 @@
 """An empty qcow2 overlay: reads what the base has, keeps what the guest writes. Nothing of the base is copied.
 
-Format: QEMU docs/interop/qcow2.txt, version 3. Written here and not by qemu-img, which the launcher's image does not have.
+Format: QEMU docs/interop/qcow2.txt, version 3. Written here and not by qemu-img: no program has to be there, none has to be waited for.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Literal
 
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # up to header_length
@@ -23,8 +21,8 @@ _NAME_LIMIT = 1023  # bytes of a backing file's name
 _EXTERNAL_DATA = 1 << 2  # among the incompatible features
 
 
-def write_overlay(path: Path, base: Path, size: int) -> None:
-    """Make ``path`` an overlay of ``size`` bytes on the raw file ``base``, which it names as given. Raises OSError."""
+def write_overlay(path: Path, base: Path, size: int, base_format: Literal["raw", "qcow2"] = "raw") -> None:
+    """Make ``path`` an overlay of ``size`` bytes on the file ``base``, which it names as given. Raises OSError."""
     name = os.fsencode(base)
     if len(name) > _NAME_LIMIT:
         raise OSError(None, f"a base's path has at most {_NAME_LIMIT} bytes")
@@ -33,7 +31,7 @@ def write_overlay(path: Path, base: Path, size: int) -> None:
         -entries * 8 // _CLUSTER
     )  # clusters of the L1 table; before it: header, refcount table, one refcount block
     clusters = 3 + table
-    extensions = struct.pack(">II8sII", _BACKING_FORMAT, 3, b"raw", 0, 0)
+    extensions = struct.pack(">II8sII", _BACKING_FORMAT, len(base_format), base_format.encode(), 0, 0)
     name_at = _HEADER.size + len(extensions)
     header = _HEADER.pack(
         *(_MAGIC, 3, name_at, len(name), _CLUSTER_BITS, size),
@@ -69,3 +67,11 @@ def overlay_flaw(path: Path, base: Path) -> str | None:
     if name != os.fsencode(base):
         return f"has another base, {os.fsdecode(name)!r}"
     return None if base.is_file() else f"has lost its base {base}"
+
+
+def overlay_base(head: bytes) -> Path | None:
+    """The base that a qcow2 file names, given its first 4096 bytes or more; None when it names none there."""
+    fields = _HEADER.unpack_from(head) if len(head) >= _HEADER.size else None
+    if fields is None or not fields[3] or fields[3] > _NAME_LIMIT:
+        return None
+    return Path(os.fsdecode(head[fields[2] : fields[2] + fields[3]]))

@@ -18,6 +18,7 @@ from launcher.errors import ImageInvalid, StorageFailed
 from launcher.image.limits import DEFAULT
 from launcher.image.manifest import oci_architecture
 from launcher.image.source import open_image
+from launcher.image.sparse import write_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 KERNEL_PATH = "/vmlinux"
 INITRAMFS_PATH = "/initramfs"
-_HOLE = 64 << 10  # zero runs of this size and alignment become holes
-_ZEROS = bytes(_HOLE)
 _XEN_PHYS32_ENTRY = 18
 _EM_X86_64, _EM_AARCH64 = 62, 183
 _MACHINES = {3: "32-bit x86", _EM_X86_64: "x86-64", 40: "32-bit arm", _EM_AARCH64: "arm64", 243: "RISC-V"}
@@ -179,12 +178,12 @@ def extract_kernel(
         if initramfs and not ramdisk:
             raise ImageInvalid(f"{opened.what}: has no {INITRAMFS_PATH}")
         with _new_file(kernel) as fd:
-            _copy(found, fd)
+            write_sparse(found.chunks(), found.size, fd)
             # Judged as it was written: to read it from the image is to decompress it once more.
             kind = inspect_kernel(_reader(fd), found.size, arch, f"{opened.what}: {KERNEL_PATH}")
         if initramfs and ramdisk:
             with _new_file(initramfs) as fd:
-                _copy(ramdisk, fd)
+                write_sparse(ramdisk.chunks(), ramdisk.size, fd)
     return kind
 
 
@@ -213,17 +212,3 @@ def _new_file(to: Path) -> Iterator[int]:
             os.close(fd)
     except OSError as error:
         raise StorageFailed(f"cannot write {to}: {error.strerror}") from error
-
-
-def _copy(found: FoundFile, fd: int) -> None:
-    """Write a file's data, leaving out runs of zeros."""
-    os.ftruncate(fd, found.size)
-    position = 0
-    for chunk in found.chunks():
-        for start in range(0, len(chunk), _HOLE):
-            part = chunk[start : start + _HOLE]
-            if part != _ZEROS[: len(part)]:
-                written = 0
-                while written < len(part):
-                    written += os.pwrite(fd, part[written:], position + written)
-            position += len(part)

@@ -44,6 +44,7 @@ class FoundFile:
 
     def __init__(self, image: Image, entry: Entry) -> None:
         self.size = entry.size
+        self.origin = entry.origin  # in a root directory the file's path below it, links resolved
         self._image = image
         self._entry = entry
         self._rest: Iterator[bytes | memoryview] = iter(())

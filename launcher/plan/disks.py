@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import StorageFailed
-from launcher.plan.types import GiveToVmm, GuestDisk
+from launcher.plan.types import GiveToVmm, GuestDisk, MakeFolder
 from launcher.plan.vmconfig import DiskConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from launcher.facts import DiskFile, HostFacts
+    from launcher.facts import DiskFacts, DiskFile, HostFacts
     from launcher.plan.types import Action
     from launcher.spec.types import Disk
 
@@ -77,7 +76,7 @@ def check_file(disk: Disk, file: DiskFile) -> tuple[str, ...]:
             hint="stop the VM that has it; only disks that are readOnly everywhere can be shared",
         )
     warnings = []
-    if file.size % SECTOR:
+    if file.format == "raw" and file.size % SECTOR:
         warnings.append(f"{what} has {file.size} bytes: the guest does not see the last {file.size % SECTOR}")
     if file.table and file.table != file.sector:
         warnings.append(
@@ -99,6 +98,19 @@ def let_in(disk: Disk, file: DiskFile, facts: HostFacts) -> tuple[tuple[int, ...
         return (file.gid,), ()
     why = f"the VMM opens disk {disk.name}, and its mode {file.mode:04o} lets in neither others nor a group: not a byte changes"
     return (), (GiveToVmm(file.path, facts.vmm_uid, facts.vmm_gid, write=not disk.read_only, reason=why),)
+
+
+def folder_for(path: Path, found: DiskFacts) -> tuple[MakeFolder, ...]:
+    """The folder of a disk that is to be made, unless it is there."""
+    if found.folder:
+        return ()
+    return (MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {found.volume}"),)
+
+
+def give(disk: DiskConfig, facts: HostFacts) -> GiveToVmm:
+    """Of a disk that is ours, or was made for us."""
+    why = f"the VMM opens disk {disk.id}"
+    return GiveToVmm(Path(disk.path), facts.vmm_uid, facts.vmm_gid, write=not disk.readonly, reason=why)
 
 
 def serial(name: str) -> str:

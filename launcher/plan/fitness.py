@@ -9,8 +9,6 @@ from launcher.errors import HostUnfit, SpecInvalid
 from launcher.spec.types import (
     BridgeBinding,
     CloudInitVolume,
-    ContainerDiskVolume,
-    ContainerRootfsVolume,
     DataVolumeVolume,
     MasqueradeBinding,
     MultusNetwork,
@@ -63,8 +61,6 @@ def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
         if wanted := _unsupported_binding(interface.binding):
             yield f"$.spec.instance.interfaces[{at}].{wanted[0]}", wanted[1]
     for at, volume in enumerate(spec.volumes):
-        for key, what in _unsupported_sources(volume):
-            yield f"$.spec.volumes[{at}].{key}", what
         for key, what in _second_secrets(volume, spec.volumes[:at], facts):
             yield f"$.spec.volumes[{at}].{key}", what
     yield from _unsupported_networks(spec.networks)
@@ -84,16 +80,6 @@ def _unsupported_binding(binding: Binding) -> tuple[str, str] | None:
             return "vdpa", "a vDPA device for the guest"
         case VhostUserBinding():
             return "vhostUser", "a port of a userspace switch"
-        case other:
-            assert_never(other)
-
-
-def _unsupported_sources(volume: Volume) -> Iterator[tuple[str, str]]:
-    match volume:
-        case ContainerRootfsVolume() | CloudInitVolume() | PvcVolume() | DataVolumeVolume():
-            pass
-        case ContainerDiskVolume():
-            yield "containerDisk", "a disk from an image"
         case other:
             assert_never(other)
 

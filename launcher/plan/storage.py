@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from launcher.errors import SpecInvalid
 from launcher.plan.claims import plan_claim
-from launcher.plan.disks import DiskPlan, check_file, direct_io, overlay_disk, raw_disk
+from launcher.plan.containerdisk import plan_container_disk
+from launcher.plan.disks import DiskPlan, check_file, direct_io, folder_for, give, overlay_disk, raw_disk
 from launcher.plan.images import usable
 from launcher.plan.rootdisk import plan_root_disk
 from launcher.plan.seed import seed_files
@@ -21,7 +21,7 @@ from launcher.plan.vmconfig import PayloadConfig
 from launcher.spec.types import CloudInitVolume, ContainerDiskVolume, ContainerRootfsVolume, DataVolumeVolume, PvcVolume
 
 if TYPE_CHECKING:
-    from launcher.facts import DiskFacts, HostFacts
+    from launcher.facts import HostFacts
     from launcher.plan.types import Action, GuestDisk
     from launcher.plan.vmconfig import DiskConfig
     from launcher.spec.types import Disk, Kernel, VmSpec
@@ -102,8 +102,8 @@ def _plan_disk(disk: Disk, spec: VmSpec, facts: HostFacts) -> DiskPlan:
             return _plan_seed(volume, spec, facts)
         case PvcVolume() | DataVolumeVolume() as volume:
             return plan_claim(disk, volume, facts)
-        case ContainerDiskVolume():
-            raise AssertionError("build refuses these before any disk is planned")
+        case ContainerDiskVolume() as volume:
+            return plan_container_disk(disk, volume, facts)
         case other:
             assert_never(other)
 
@@ -112,17 +112,17 @@ def _plan_rootfs(disk: Disk, volume: ContainerRootfsVolume, facts: HostFacts) ->
     name, found = volume.name, facts.disk(volume.name)
     warnings = check_file(disk, found.file) if found.file else ()
     root = plan_root_disk(volume, facts)
-    folder = _folder(root.path, found) if root.actions else ()
+    folder = folder_for(root.path, found) if root.actions else ()
     if root.base:
         config, seen = overlay_disk(name, root.path, root.base, read_only=disk.read_only)
         why = f"the VMM reads from it what disk {name} has not overwritten"
         base = (GiveToVmm(root.base, facts.vmm_uid, facts.vmm_gid, write=False, reason=why),)
-        return DiskPlan(config, seen, (*folder, *root.actions, _give(config, facts), *base), warnings=warnings)
+        return DiskPlan(config, seen, (*folder, *root.actions, give(config, facts), *base), warnings=warnings)
     direct, io = direct_io(found.direct)
     if root.shared:
         direct, io = False, "through the page cache: with direct I/O a reflink may show sectors of 4096 bytes"
     config, seen = raw_disk(name, root.path, read_only=disk.read_only, direct=direct, io=io)
-    return DiskPlan(config, seen, (*folder, *root.actions, _give(config, facts)), warnings=warnings)
+    return DiskPlan(config, seen, (*folder, *root.actions, give(config, facts)), warnings=warnings)
 
 
 def _plan_seed(volume: CloudInitVolume, spec: VmSpec, facts: HostFacts) -> DiskPlan:
@@ -131,20 +131,8 @@ def _plan_seed(volume: CloudInitVolume, spec: VmSpec, facts: HostFacts) -> DiskP
     if found.cloud_init_ours or not found.cloud_init_iso:
         files = seed_files(spec, volume, facts)
         actions = (
-            *_folder(path, found),
+            *folder_for(path, found),
             BuildSeed(name, path, files, f"disk {name} configures the guest by cloud-init"),
         )
     config, seen = raw_disk(name, path, read_only=True, direct=False, io="through the page cache: a seed is small")
-    return DiskPlan(config, seen, (*actions, _give(config, facts)))
-
-
-def _folder(path: Path, found: DiskFacts) -> tuple[MakeFolder, ...]:
-    if found.folder:
-        return ()
-    return (MakeFolder(path.parent, 0o755, 0, 0, f"nothing is mounted for the volume {found.volume}"),)
-
-
-def _give(disk: DiskConfig, facts: HostFacts) -> GiveToVmm:
-    """Of a disk that is ours, or was made for us."""
-    why = f"the VMM opens disk {disk.id}"
-    return GiveToVmm(Path(disk.path), facts.vmm_uid, facts.vmm_gid, write=not disk.readonly, reason=why)
+    return DiskPlan(config, seen, (*actions, give(config, facts)))

@@ -108,6 +108,28 @@ class CloneRootDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeContainerDisk:
+    """A containerDisk's disk: an overlay on ``base``, or a raw copy where there is none."""
+
+    volume: str
+    image: Path
+    disk: Path
+    base: Path | None
+    in_place: bool  # the base is the image's own file; else it is extracted first
+    mark: str  # tells the image's own file from another image's
+    uid: int  # whom a converter runs as
+    gid: int
+    reason: str
+
+    def describe(self) -> str:
+        if self.base is None:
+            return f"copy the disk in {self.image} to {self.disk}, as a raw disk"
+        if self.in_place:
+            return f"make {self.disk} an overlay on {self.base}"
+        return f"extract the disk in {self.image} to {self.base}, and make {self.disk} an overlay on it"
+
+
+@dataclass(frozen=True, slots=True)
 class SeedFile:
     name: str
     content: bytes = field(repr=False)  # may hold passwords
@@ -246,7 +268,15 @@ NetworkAction: TypeAlias = (
     EnsureBridge | StagePodNic | ReleaseNic | EnsureHolder | DropStage | EnsureBridgePort | EnsureTap
 )
 Action: TypeAlias = (
-    MakeFolder | WriteFile | GiveToVmm | ExtractKernel | BuildRootDisk | CloneRootDisk | BuildSeed | NetworkAction
+    MakeFolder
+    | WriteFile
+    | GiveToVmm
+    | ExtractKernel
+    | BuildRootDisk
+    | CloneRootDisk
+    | MakeContainerDisk
+    | BuildSeed
+    | NetworkAction
 )
 
 

@@ -35,6 +35,7 @@ class Settings:
     emulate: bool = False
     vmm_uid: int = 107
     vmm_gid: int = 107
+    container_disk: str = "overlay"  # or "raw"
     block_volumes: tuple[str, ...] = ()  # $BLOCK_VOLUMES
     receive_migration: bool = False
     limits: Limits = DEFAULT  # of images

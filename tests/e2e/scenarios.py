@@ -356,6 +356,40 @@ def claim_as_device(stage: Stage) -> None:
     assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (0, 6, 0o660)
 
 
+def container_disk_raw(stage: Stage) -> None:
+    """A raw disk in an image volume: nothing is copied, and the image's own file stays as it is."""
+    pod = _from_disk(stage, {"containerDisk": {"image": "lab/disk"}})
+    disk = pod.root / "images/root/disk/lab.img"
+    _make_root_disk(disk)
+    disk.chmod(0o444)
+    before = _sha256(disk)
+    _boots_from_disk(stage, pod)
+    assert _sha256(disk) == before
+    overlay = pod.root / "disks/root/disk.qcow2"
+    assert sorted(path.name for path in overlay.parent.iterdir()) == ["disk.mark", "disk.qcow2"]
+    assert 0 < overlay.stat().st_blocks * 512 < 64 << 20
+
+
+def container_disk_qcow2(stage: Stage) -> None:
+    """A compressed qcow2 disk in a layer: extracted once; another start finds what the guest has written."""
+    pod = _from_disk(stage, {"containerDisk": {"image": "lab/disk"}})
+    raw, disk, layout = pod.root / "disk.raw", pod.root / "disk.qcow2", pod.root / "images/root"
+    _make_root_disk(raw)
+    subprocess.run(["qemu-img", "convert", "-q", "-c", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
+    image = f"{layout}:latest"
+    subprocess.run(["umoci", "init", "--layout", layout], check=True, capture_output=True)
+    subprocess.run(["umoci", "new", "--image", image], check=True, capture_output=True)
+    subprocess.run(["umoci", "insert", "--image", image, disk, "/disk"], check=True, capture_output=True)
+    _boots_from_disk(stage, pod)
+    base = pod.root / "disks/root/disk.base"
+    assert _sha256(base) == _sha256(disk)
+
+    stage.start(pod)
+    pod.until_console("GUEST-UP boot=2", 90 * stage.pace)
+    pod.kill(signal.SIGTERM)
+    stage.end(pod, 143, "Terminated")
+
+
 def claim_in_use(stage: Stage) -> None:
     """A disk that another VMM holds is refused before anything is changed."""
     pod = _from_disk(stage, {"persistentVolumeClaim": {"claimName": "root"}})
@@ -397,6 +431,8 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
         claim_as_file,
         claim_as_device,
         claim_in_use,
+        container_disk_raw,
+        container_disk_qcow2,
     )
 }
 

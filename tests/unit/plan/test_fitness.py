@@ -71,7 +71,6 @@ def test_user_data_and_network_data_may_each_come_from_a_secret_of_its_own() -> 
         (bound(SriovBinding()), "$.spec.instance.interfaces[0].sriov"),
         (bound(VdpaBinding()), "$.spec.instance.interfaces[0].vdpa"),
         (bound(VhostUserBinding()), "$.spec.instance.interfaces[0].vhostUser"),
-        (replace(SPEC, volumes=(ContainerDiskVolume("a", "b"),)), "$.spec.volumes[0].containerDisk"),
         (
             replace(SPEC, volumes=tuple(CloudInitVolume(name, user_data=SecretRef("s")) for name in "ab")),
             "$.spec.volumes[1].cloudInit.userDataSecretName",
@@ -102,7 +101,6 @@ def test_everything_unsupported_is_told_at_once_in_document_order() -> None:
     assert refused(spec) == [
         "$.spec.instance.kernel",
         "$.spec.instance.interfaces[0].masquerade",
-        "$.spec.volumes[1].containerDisk",
         "$.spec.networks[0].multus",
     ]
 
