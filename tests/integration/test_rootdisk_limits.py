@@ -22,7 +22,7 @@ from launcher.plan.types import BuildRootDisk
 from tests.lab.pod import LAUNCHER
 from tests.unit.image.build import PACK, folder, item, layout, tar
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("large image")]  # one image for all of them
 
 MIB = 1 << 20
 # A worker's build, alone: the same process, without a VM around it.

@@ -56,7 +56,7 @@ def with_sums(data: bytearray) -> bytes:
     _changes,
     st.integers(0, 30_000),
 )
-@settings(max_examples=1500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_a_damaged_layer_gives_a_tree_or_image_invalid(  # noqa: PLR0917  # the strategies, in order
     real: bytes,
     inside: list[tuple[int, bytes]],
