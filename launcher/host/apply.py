@@ -47,8 +47,9 @@ def apply(
 ) -> None:
     """Carry out the actions in order; ``on_action`` hears of each before (None) and after it (how many seconds it took).
 
-    ``arch`` is the machine's, as uname says: it picks from multi-arch images; ``limits`` bound what is taken of them. Raises the first action's LauncherError that
-    cannot be carried out; what was done stays, for the next start goes on from there.
+    ``arch`` is the machine's, as uname says: it picks from multi-arch images; ``limits`` bound what is taken of
+    them. Raises the LauncherError of the first action that cannot be carried out; what was done stays, for the next start
+    goes on from there.
     """
     for action in actions:
         on_action(action, None)

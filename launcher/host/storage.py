@@ -66,8 +66,8 @@ def build_root_disk(
     """The disk is there, with the image's tree; one that exists is left alone, whatever it holds.
 
     ``arch`` is the machine's: it picks from a multi-arch image. ``meter`` hears how far it is; without one, the log does
-    every five seconds. Raises ImageInvalid for the image, HostUnfit for
-    e2fsprogs, StorageFailed when the tree does not fit (telling the size that does) or the disk cannot be written.
+    every five seconds. Raises ImageInvalid for the image, HostUnfit for e2fsprogs, StorageFailed when the tree does not
+    fit (telling the size that does) or the disk cannot be written.
     """
     disk = action.disk
     with telling("build disk", disk):
