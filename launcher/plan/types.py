@@ -300,7 +300,7 @@ class HelperSpec:
     confinement: Confinement
     listen: Path | None = None
     """A unix socket for the VMM. The supervisor binds it once and keeps it, and adds ``--fd=N`` to the command line: the
-    VMM can connect before the helper is up and while it is started again. Such a helper serves one connection and then
+    VMM can connect before the helper is up. Such a helper serves one connection, the time until the guest reboots, and then
     ends with status 0."""
 
 

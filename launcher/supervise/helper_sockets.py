@@ -1,6 +1,6 @@
 """The listening sockets of helpers: bound once by us and inherited by each helper that is started for one.
 
-So the VMM can connect before the helper is up, and while it is started again: the connection waits in the backlog.
+So the VMM can connect before the helper is up, and again when the guest reboots: the connection waits in the backlog.
 """
 
 from __future__ import annotations

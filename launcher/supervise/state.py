@@ -7,6 +7,8 @@ work. Facts about the VMM behind the rules below, all seen on v53.0 (docs/explan
 - With --no-shutdown a guest's power-off leaves the process alive, so "vm shutdown" is followed by asking vm.info: an
   answer means the guest is off, silence means that the process is going, by a crash or somebody else's wish.
 - A press of the power button before the guest listens is lost although the reply says success: press until it is off.
+- A vhost-user device whose helper died does not come back: with another helper there, the guest hangs on the device, and
+  a vm.reboot never returns. A reboot with the helper alive works: the VMM disconnects, and connects to the next helper.
 - A busy VMM heeds neither its API nor SIGTERM; only SIGKILL has a deadline.
 """
 
@@ -267,8 +269,11 @@ def _why_exited(state: State, event: VmmExited) -> Outcome:
 def _helper_exited(state: State, event: HelperExited) -> Step:
     if state.phase in {Phase.STOPPING, Phase.FAILED} or state.outcome is not None:
         return state, ()
-    if event.status == 0 and _serves_one_client(state, event.name):
+    serves_the_vmm = _serves_the_vmm(state, event.name)
+    if serves_the_vmm and event.status == 0:
         return state, (Arm(f"helper {event.name}", HELPER_AGAIN),)  # the guest rebooted: the VMM will connect anew
+    if serves_the_vmm and state.phase is Phase.RUNNING:
+        return _lost_device(state, event)
     deaths = dict(state.helper_deaths)
     count = deaths[event.name] = deaths.get(event.name, 0) + 1
     state = replace(state, helper_deaths=tuple(deaths.items()))
@@ -283,7 +288,17 @@ def _helper_exited(state: State, event: HelperExited) -> Step:
     return state, (note, Arm(f"helper {event.name}", delay), Arm(f"quiet {event.name}", HELPER_QUIET))
 
 
-def _serves_one_client(state: State, name: str) -> bool:
+def _lost_device(state: State, event: HelperExited) -> Step:
+    """A device of the guest is gone for good: the VMM connects to another helper, but the guest's requests stay unanswered."""
+    how = f"was killed by signal {-event.status}" if event.status < 0 else f"ended with status {event.status}"
+    message = f"{event.name} {how}, and the guest cannot go on without it"
+    outcome = ends.Outcome("HelperFailed", 16, f"{message}: {event.last_words}" if event.last_words else message)
+    note = Note("helper-died", (("helper", event.name), ("words", event.last_words or how)), warning=True)
+    state, commands = _begin_stop(state, Stop(graceful=outcome, forced=outcome))
+    return state, (note, *commands)
+
+
+def _serves_the_vmm(state: State, name: str) -> bool:
     helpers = state.handoff.helpers if state.handoff is not None else ()
     return any(helper.name == name and helper.listen is not None for helper in helpers)
 

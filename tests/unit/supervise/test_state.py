@@ -380,8 +380,32 @@ def test_a_helper_that_served_its_client_is_started_again_without_a_count() -> N
         state, commands = play(TimerFired("helper virtiofsd"), state=state)
         assert commands == [StartHelper("virtiofsd")]
     assert state.helper_deaths == ()
-    _, commands = play(HelperExited("virtiofsd", 1, "no such folder"), state=state)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "told"),
+    [
+        (1, "no folder", "virtiofsd ended with status 1, and the guest cannot go on without it: no folder"),
+        (-9, "", "virtiofsd was killed by signal 9, and the guest cannot go on without it"),
+    ],
+)
+def test_a_helper_that_the_guest_has_a_device_from_takes_the_vm_with_it(status: int, words: str, told: str) -> None:
+    state, commands = play(HelperExited("virtiofsd", status, words), state=replace(running(), handoff=SHARING))
+    assert state.phase is Phase.STOPPING
+    assert CallApi("power-button") in commands
     assert any(isinstance(command, Note) and command.event == "helper-died" for command in commands)
+    _, commands = play(TimerFired("hard"), VmmExited(0), state=state)
+    [outcome] = [command.outcome for command in commands if isinstance(command, Exit)]
+    assert (outcome.reason, outcome.exit_code) == ("HelperFailed", 16)
+    assert outcome.message == told
+
+
+def test_before_the_guest_runs_such_a_helper_is_tried_again() -> None:
+    state, commands = play(Prepared(SHARING), HelperExited("virtiofsd", 1, "busy"))
+    assert Arm("helper virtiofsd", 0.1) in commands
+    state, _ = play(*[HelperExited("virtiofsd", 1, "busy")] * (HELPER_DEATHS - 1), state=state)
+    assert state.outcome is not None
+    assert state.outcome.reason == "HelperFailed"
 
 
 def test_a_quiet_minute_forgives_a_helper() -> None:
