@@ -199,6 +199,15 @@ class ProgramFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FirmwareFacts:
+    """What boots a VM without a kernel. ``problem`` is why there is none."""
+
+    path: Path | None = None
+    problem: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceFacts:
     """A device node, /dev/kvm or /dev/net/tun. ``problem`` is why it cannot be used at all."""
 
@@ -226,6 +235,7 @@ class HostFacts:
     capabilities: tuple[str, ...] = ()  # effective ones, by name
     prepared_kernel: bool = False  # <disks>/virtink-kernel/vmlinux is there
     kernel_image: ImageFacts | None = None
+    firmware: FirmwareFacts | None = None  # looked for when the VM has no kernel
     images: tuple[ImageFacts, ...] = ()
     disks: tuple[DiskFacts, ...] = ()
     cache: CacheFacts | None = None  # None: nothing is cached

@@ -64,7 +64,7 @@ def observe_machine(spec: VmSpec | None, settings: Settings) -> HostFacts:
     return observe(
         spec,
         settings.paths,
-        VmmChoice(settings.vmm, settings.emulate),
+        VmmChoice(settings.vmm, settings.emulate, settings.firmware),
         judge=_judge,
         vmm_uid=settings.vmm_uid,
         vmm_gid=settings.vmm_gid,

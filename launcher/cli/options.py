@@ -100,6 +100,13 @@ def host_options(function: F) -> F:
             help="Run the guest by emulation, without KVM: slow, and no security boundary.",
         ),
         click.option(
+            "--firmware",
+            type=click.Path(path_type=Path),
+            envvar="LAUNCHER_FIRMWARE",
+            show_envvar=True,
+            help="What boots a VM without a kernel.  [default: CLOUDHV.fd or hypervisor-fw in /var/lib/cloud-hypervisor]",
+        ),
+        click.option(
             "--container-disk",
             type=click.Choice(["overlay", "raw"]),
             envvar="LAUNCHER_CONTAINER_DISK",
@@ -191,6 +198,7 @@ def settings(document: bytes, *, from_vm_data: bool, vmm_user: str | None, **opt
         cache_verify=options["cache_verify"],
         vmm=options["vmm"],
         emulate=options["emulate"],
+        firmware=options["firmware"].absolute() if options["firmware"] else None,
         vmm_uid=uid,
         vmm_gid=gid,
         container_disk=options["container_disk"],

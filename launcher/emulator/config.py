@@ -91,7 +91,7 @@ VM: Table = {
     "cpus": (CPUS, {"boot_vcpus": 1, "max_vcpus": 1}),
     "memory": (MEMORY, {"size": 512 << 20}),
     "payload": (
-        {"kernel": (str, None), "cmdline": (str, None), "initramfs": (str, None)},
+        {"kernel": (str, None), "cmdline": (str, None), "initramfs": (str, None), "firmware": (str, None)},
         None,
     ),
     "disks": ([DISK], None),
@@ -118,7 +118,7 @@ NOT_EMULATED: dict[str, tuple[str, ...]] = {
     ),
     "cpus": ("kvm_hyperv",),
     "memory": ("hotplug_size", "hotplugged_size", "zones"),
-    "payload": ("firmware", "igvm", "fw_cfg_config", "host_data"),
+    "payload": ("igvm", "fw_cfg_config", "host_data"),
     "disks": (*_PCI_UNKNOWN, "rate_limit_group", "rate_limiter_config", "vhost_socket", "vhost_user"),
     "net": (*_PCI_UNKNOWN, "host_mac", "ip", "mask", "rate_limiter_config", "vhost_socket", "vhost_user"),
     "fs": _PCI_UNKNOWN,
@@ -225,8 +225,13 @@ def validate(config: Json) -> None:
     def invalid(*chain: str) -> Refused:
         return Refused("Failed to validate config", *chain)
 
-    if not config.get("payload", {}).get("kernel"):
+    payload = config.get("payload", {})
+    if not payload.get("kernel") and not payload.get("firmware"):
         raise invalid("Payload configuration is not bootable", "No bootitem provided: neither firmware nor kernel")
+    if payload.get("kernel") and payload.get("firmware"):
+        raise invalid(
+            "Payload configuration is not bootable", "Specifying a kernel is not supported when a firmware is provided"
+        )
     cpus = config["cpus"]
     if cpus["max_vcpus"] < cpus["boot_vcpus"]:
         raise invalid(f"Max CPUs ({cpus['max_vcpus']}) lower than boot CPUs ({cpus['boot_vcpus']})")

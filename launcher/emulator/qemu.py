@@ -16,11 +16,13 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from launcher.emulator.disks import blockdev
 from launcher.emulator.refusal import Refused, os_words
 
+OVMF = Path("/usr/share/ovmf/OVMF.fd")  # its variables are in memory, as CLOUDHV.fd's are
 PROGRAM = "qemu-system-x86_64"
 START_SECONDS = 30.0  # until QMP answers
 STOP_SECONDS = 10.0  # for QEMU to flush and go
@@ -42,13 +44,10 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
     if cpus["boot_vcpus"] == cpus["max_vcpus"] and (topology := cpus.get("topology")):
         smp += f",sockets={topology['packages']},dies={topology['dies_per_package']}"
         smp += f",cores={topology['cores_per_die']},threads={topology['threads_per_core']}"
-    argv = ["-smp", smp, "-m", f"size={memory['size']}B", "-kernel", payload["kernel"]]
+    argv = ["-smp", smp, "-m", f"size={memory['size']}B", *_payload(payload)]
     if config.get("fs"):  # memory that another process can map
         backend = {"qom-type": "memory-backend-memfd", "id": "memory", "size": memory["size"], "share": True}
         argv += ["-object", json.dumps(backend), "-machine", "memory-backend=memory"]
-    if "initramfs" in payload:
-        argv += ["-initrd", payload["initramfs"]]
-    argv += ["-append", payload.get("cmdline", "")]
     tree: Json = {"__serial": _node("__serial")} if serial else {}
 
     def device(name: str, options: Json) -> None:
@@ -68,6 +67,8 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
         node = f"disk{index}"
         argv += ["-blockdev", json.dumps(blockdev(node, disk))]
         options = {"driver": "virtio-blk-pci", "drive": node, "disable-legacy": "on", "num-queues": disk["num_queues"]}
+        if "firmware" in payload:  # it would try the network first
+            options["bootindex"] = index + 1
         device(disk["id"], options | ({"serial": disk["serial"]} if "serial" in disk else {}))
     for index, (net, fds) in enumerate(zip(config.get("net", ()), taps, strict=True)):
         queues = f"fds={':'.join(map(str, fds))}" if len(fds) > 1 else f"fd={fds[0]}"
@@ -85,6 +86,16 @@ def arguments(config: Json, taps: list[list[int]], serial: bool) -> tuple[list[s
         device("__pvpanic", {"driver": "pvpanic-pci"})
         tree["__pvpanic"] = {**_node("__pvpanic"), "pci_bdf": tree.pop("_virtio-pci-__pvpanic")["pci_bdf"]}
     return argv, tree
+
+
+def _payload(payload: Json) -> list[str]:
+    """A kernel, or OVMF whatever the firmware is: cloud-hypervisor's runs on no other machine. Refused without OVMF."""
+    if "firmware" in payload:
+        if not OVMF.exists():
+            raise Refused("Error manipulating firmware file", f"{OVMF} is not installed (Debian package ovmf)")
+        return ["-bios", str(OVMF)]
+    initramfs = ["-initrd", payload["initramfs"]] if "initramfs" in payload else []
+    return ["-kernel", payload["kernel"], *initramfs, "-append", payload.get("cmdline", "")]
 
 
 def _node(name: str) -> Json:

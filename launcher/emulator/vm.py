@@ -248,7 +248,11 @@ class Vm:
 
 
 def _check_payload(payload: Json) -> None:
-    for name, failure in (("kernel", "Cannot open kernel file"), ("initramfs", "Cannot open initramfs file")):
+    for name, failure in (
+        ("firmware", "Error manipulating firmware file"),
+        ("kernel", "Cannot open kernel file"),
+        ("initramfs", "Cannot open initramfs file"),
+    ):
         if name not in payload:
             continue
         try:

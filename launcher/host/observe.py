@@ -24,6 +24,7 @@ from launcher.host.observe_files import (
     observe_secret,
     observe_volume_image,
 )
+from launcher.host.observe_firmware import observe_firmware
 from launcher.host.observe_network import observe_network
 from launcher.host.observe_virtiofsd import observe_virtiofsd
 from launcher.image.limits import DEFAULT
@@ -58,6 +59,7 @@ class VmmChoice:
 
     path: Path | None = None
     emulate: bool = False
+    firmware: Path | None = None  # None: one of the known places
 
 
 def observe(
@@ -100,6 +102,11 @@ def observe(
         capabilities=effective_capabilities(_read(Path("/proc/self/status"))),
         prepared_kernel=is_file(paths.prepared_kernel),
         kernel_image=_kernel_image(spec, paths, machine.machine, limits),
+        firmware=(
+            observe_firmware(vmm.firmware, machine.machine, emulated=vmm.emulate)
+            if spec is None or spec.instance.kernel is None
+            else None
+        ),
         images=_images(spec, paths, machine.machine, disks, limits),
         disks=disks,
         cache=cache,

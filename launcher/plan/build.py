@@ -30,13 +30,10 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
     NetworkFailed for a network that cannot be handed to the guest.
     """
     refuse_unsupported(spec, facts)
-    kernel = spec.instance.kernel
-    if kernel is None:
-        raise AssertionError("a VM without a kernel was refused above")
     check_machine(spec, facts)
     cpus = plan_cpus(spec.instance.cpu, facts)
     memory = plan_memory(spec.instance.memory, facts, shared=bool(spec.instance.file_systems))
-    payload = plan_payload(kernel, facts)
+    payload = plan_payload(spec.instance.kernel, facts)
     disks = plan_disks(spec, facts)
     file_systems = plan_file_systems(spec, facts)
     network = _plan_network(spec, facts)
@@ -83,6 +80,7 @@ def plan(spec: VmSpec, facts: HostFacts) -> BootPlan:
         warnings=(
             *((_EMULATED,) if facts.vmm.emulated else ()),
             *memory.warnings,
+            *payload.warnings,
             *disks.warnings,
             *file_systems.warnings,
             *network.warnings,

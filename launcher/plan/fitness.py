@@ -52,8 +52,6 @@ def refuse_unsupported(spec: VmSpec, facts: HostFacts) -> None:
 def _unsupported(spec: VmSpec, facts: HostFacts) -> Iterator[tuple[str, str]]:
     """JSON paths in document order, each with what it asks for."""
     instance = spec.instance
-    if instance.kernel is None:
-        yield "$.spec.instance.kernel", "without a kernel the VM would boot by firmware"
     for at, file_system in enumerate(instance.file_systems):
         if not isinstance(spec.volume(file_system.name), PvcVolume | DataVolumeVolume):
             yield f"$.spec.instance.fileSystems[{at}]", "a file system that is neither a claim nor a data volume"

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from launcher.errors import SpecInvalid
+from launcher.errors import HostUnfit, SpecInvalid
 from launcher.plan.claims import plan_claim
 from launcher.plan.containerdisk import plan_container_disk
 from launcher.plan.disks import DiskPlan, check_file, direct_io, folder_for, give, overlay_disk, raw_disk
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from launcher.plan.vmconfig import DiskConfig
     from launcher.spec.types import Disk, Kernel, VmSpec
 
+# rust-hypervisor-firmware issues 333 and 382
+_OLD_LOADERS = "hypervisor-fw does not boot newer images (Debian 13, Ubuntu 24.04): CLOUDHV.fd boots these too"
+
 CMDLINE = "$.spec.instance.kernel.cmdline"
 
 _PRINTABLE = re.compile(r"[ -~]*")  # all that rust-vmm's linux-loader takes in a command line
@@ -38,6 +41,7 @@ _ARM64_CMDLINE_BYTES = 2048 - 32
 class PayloadPlan:
     config: PayloadConfig
     actions: tuple[Action, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,15 @@ class DisksPlan:
     warnings: tuple[str, ...] = ()
 
 
-def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
-    """The kernel with its command line, verbatim. Raises SpecInvalid for a command line that the VMM would not take, ImageInvalid
-    when there is no kernel this machine can boot.
+def plan_payload(kernel: Kernel | None, facts: HostFacts) -> PayloadPlan:
+    """The kernel with its command line, verbatim; without one, a firmware that boots the first disk that can be booted.
+
+    Raises SpecInvalid for a command line that the VMM would not take, ImageInvalid when there is no kernel this machine can
+    boot, HostUnfit when there is no firmware.
     """
     paths = facts.paths
+    if kernel is None:
+        return _plan_firmware(facts)
     _check_cmdline(kernel.cmdline, facts.arch)
     if facts.prepared_kernel:
         give = GiveToVmm(
@@ -70,6 +78,20 @@ def plan_payload(kernel: Kernel, facts: HostFacts) -> PayloadPlan:
             ExtractKernel(paths.kernel_image, paths.kernel, initramfs, f"the VM boots the kernel of {kernel.image}"),
         ),
     )
+
+
+def _plan_firmware(facts: HostFacts) -> PayloadPlan:
+    found = facts.firmware
+    if found is None or found.path is None or found.problem:
+        problem = found.problem if found else None
+        raise HostUnfit(
+            problem or "the VM has no kernel, and the facts do not tell of a firmware",
+            hint=found.hint if found else "they were made for a VM with a kernel: make them anew",
+        )
+    why = "the VMM loads the firmware, which boots the VM from its disks"
+    give = GiveToVmm(found.path, facts.vmm_uid, facts.vmm_gid, write=False, reason=why)
+    warnings = (_OLD_LOADERS,) if found.path.name == "hypervisor-fw" else ()
+    return PayloadPlan(PayloadConfig(firmware=str(found.path)), (give,), warnings)
 
 
 def _check_cmdline(cmdline: str, arch: str) -> None:

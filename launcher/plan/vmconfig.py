@@ -46,9 +46,12 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class PayloadConfig:
-    kernel: str
-    cmdline: str
+    """A kernel with its command line, or a firmware."""
+
+    kernel: str | None = None
+    cmdline: str | None = None
     initramfs: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

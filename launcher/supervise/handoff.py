@@ -33,6 +33,7 @@ class Settings:
     cache_verify: bool = False
     vmm: Path | None = None  # None looks for cloud-hypervisor on PATH
     emulate: bool = False
+    firmware: Path | None = None  # None looks in the known places
     vmm_uid: int = 107
     vmm_gid: int = 107
     container_disk: str = "overlay"  # or "raw"

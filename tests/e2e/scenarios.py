@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.facts import ProgramFacts
+from launcher.host.observe_firmware import observe_firmware
 from launcher.host.observe_virtiofsd import observe_virtiofsd
+from tests.lab.efi_disk import make_efi_disk
 from tests.lab.guest import lab_guest
 from tests.lab.netns import FLANNEL
 from tests.lab.pod import LAUNCHER, VmPod, golden_spec, vm_pod
@@ -390,6 +392,30 @@ def container_disk_qcow2(stage: Stage) -> None:
     stage.end(pod, 143, "Terminated")
 
 
+def firmware(stage: Stage) -> None:
+    """No kernel in the spec: firmware finds the boot loader on a container disk, and the guest is up."""
+    pod = _from_disk(stage, {"containerDisk": {"image": "lab/disk"}})
+    spec = json.loads(pod.spec.read_text())
+    del spec["spec"]["instance"]["kernel"]
+    pod.write_spec(spec)
+    guest = lab_guest()
+    disk = pod.root / "images/root/disk/lab.img"
+    disk.parent.mkdir(parents=True)
+    make_efi_disk(
+        disk,
+        vmlinuz=guest.vmlinuz,
+        initramfs=guest.initramfs,
+        root=guest.rootfs_tree,
+        size_mib=64,
+        cmdline="console=ttyS0 rw quiet",
+    )
+    stage.start(pod)
+    pod.until_console("GUEST-UP boot=1", 120 * stage.pace)
+    pod.until_console("GUEST-LEASE", 60 * stage.pace)
+    pod.kill(signal.SIGTERM)
+    stage.end(pod, 143, "Terminated")
+
+
 def claim_in_use(stage: Stage) -> None:
     """A disk that another VMM holds is refused before anything is changed."""
     pod = _from_disk(stage, {"persistentVolumeClaim": {"claimName": "root"}})
@@ -403,8 +429,10 @@ def claim_in_use(stage: Stage) -> None:
     assert not (pod.run_dir / "network.json").exists()
 
 
-def lacks(name: str) -> str | None:
+def lacks(name: str, *, emulated: bool) -> str | None:
     """Why a scenario cannot be tried on this machine."""
+    if name == "firmware":
+        return observe_firmware(None, os.uname().machine, emulated=emulated).problem
     if name == "claim_as_device":
         loop = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
         return f"this machine has no loop devices: {loop.stderr.strip()}" if loop.returncode else None
@@ -433,6 +461,7 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
         claim_in_use,
         container_disk_raw,
         container_disk_qcow2,
+        firmware,
     )
 }
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_emulated(name: str) -> None:
-    if why := lacks(name):
+    if why := lacks(name, emulated=True):
         pytest.skip(why)
     with ExitStack() as stack:
         # Two guests at a time on two cores, beside other tests: patience is stretched, promises in seconds are not.

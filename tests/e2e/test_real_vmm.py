@@ -64,6 +64,6 @@ def _run_here(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_real_vmm(name: str, run_scenario: Callable[[str], None]) -> None:
-    if why := lacks(name):
+    if why := lacks(name, emulated=False):
         pytest.skip(why)
     run_scenario(name)

@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -204,15 +206,53 @@ def masquerade(attempt: Attempt) -> None:
 
 
 @case(
-    10,
-    "SpecInvalid",
-    "not supported yet: $.spec.volumes[0].containerDisk (a disk from an image)\nnot supported yet: $.spec.volumes[1].persistentVolumeClaim (a disk from a claim)",
+    11,
+    "HostUnfit",
+    "there is no firmware /nowhere.fd (check --firmware)",
 )
-def container_disk_and_claim(attempt: Attempt) -> None:
-    attempt.document["spec"]["volumes"] = [
-        {"name": "root", "containerDisk": {"image": "x"}},
-        {"name": "data", "persistentVolumeClaim": {"claimName": "x"}},
+def no_firmware(attempt: Attempt) -> None:
+    attempt.env["LAUNCHER_FIRMWARE"] = "/nowhere.fd"
+    attempt.document["spec"]["volumes"][0] = {"name": "root", "containerDisk": {"image": "x"}}
+    attempt.spec(kernel=None)
+
+
+@case(
+    12,
+    "ImageInvalid",
+    "image {root}/images/root: /disk names a backing file, '/etc/shadow': it would be a file of this machine; "
+    "the spec wants x there (put everything into one file: qemu-img convert -O qcow2)",
+)
+def container_disk_with_a_backing_file(attempt: Attempt) -> None:
+    image = attempt.pod.root / "images/root"
+    shutil.rmtree(image)
+    image.mkdir()
+    create: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        "/etc/shadow",
+        "-F",
+        "raw",
+        image / "disk",
+        "1M",
     ]
+    subprocess.run(create, check=True)
+    attempt.document["spec"]["volumes"][0] = {"name": "root", "containerDisk": {"image": "x"}}
+    attempt.spec()
+
+
+@case(
+    13,
+    "StorageFailed",
+    "disk root: there is neither a block device {root}/disks/root nor a file {root}/disks/root/disk.img "
+    "(mount the claim x there (volumeMounts, or volumeDevices for a block volume))",
+)
+def claim_that_is_not_mounted(attempt: Attempt) -> None:
+    attempt.document["spec"]["volumes"][0] = {"name": "root", "persistentVolumeClaim": {"claimName": "x"}}
     attempt.spec()
 
 
@@ -443,7 +483,7 @@ def _read_only(folder: Path) -> list[str]:
 )
 def disks_are_read_only(attempt: Attempt) -> None:
     (attempt.pod.root / "disks/root").mkdir()
-    attempt.pod.mounts = _read_only(attempt.pod.root / "disks")
+    _disks_read_only(attempt)
 
 
 @case(
@@ -453,6 +493,23 @@ def disks_are_read_only(attempt: Attempt) -> None:
     planned=False,
 )
 def disks_are_read_only_and_the_volume_has_no_folder(attempt: Attempt) -> None:
+    _disks_read_only(attempt)
+
+
+def _disks_read_only(attempt: Attempt) -> None:
+    """With the other disk, which is there, as one that the guest only reads."""
+    attempt.document["spec"]["instance"]["disks"][1]["readOnly"] = True
+    attempt.spec()
+    attempt.pod.mounts = _read_only(attempt.pod.root / "disks")
+
+
+@case(
+    13,
+    "StorageFailed",
+    "disk data: {root}/disks/data/rootfs.raw can only be read (say readOnly: true of the disk, or mount it writable)",
+    planned=False,
+)
+def a_disk_that_is_there_is_on_a_read_only_mount(attempt: Attempt) -> None:
     attempt.pod.mounts = _read_only(attempt.pod.root / "disks")
 
 
@@ -469,7 +526,7 @@ def volume_folder_is_a_file(attempt: Attempt) -> None:
 @case(
     13,
     "StorageFailed",
-    "{root}/disks/root/rootfs.raw is a symbolic link (put the file itself there)",
+    "disk root: {root}/disks/root/rootfs.raw is a symbolic link (put the file itself there)",
     planned=False,
 )
 def disk_is_a_link(attempt: Attempt) -> None:
@@ -480,7 +537,7 @@ def disk_is_a_link(attempt: Attempt) -> None:
 @case(
     13,
     "StorageFailed",
-    "{root}/disks/root/rootfs.raw is a symbolic link (put the file itself there)",
+    "disk root: {root}/disks/root/rootfs.raw is a symbolic link (put the file itself there)",
     planned=False,
 )
 def disk_is_a_dangling_link(attempt: Attempt) -> None:

@@ -68,6 +68,7 @@ class LabGuest:
     rootfs_image: Path  # the tree under /rootfs
     kernel_version: str  # as ``uname -r`` says it
     vmlinux: Path
+    vmlinuz: Path  # as the package has it: firmware boots it
     initramfs: Path
     rootfs_tree: Path
 
@@ -87,6 +88,7 @@ def lab_guest() -> LabGuest:
         rootfs_image=guest / "rootfs",
         kernel_version=package.release,
         vmlinux=kernel / "vmlinux",
+        vmlinuz=kernel / "vmlinuz",
         initramfs=guest / "initramfs",
         rootfs_tree=guest / "tree",
     )
@@ -103,9 +105,11 @@ def make_rootfs_image(directory: Path) -> Path:
 
 
 def _make_kernel(package: KernelPackage, out: Path) -> None:
-    """Write ``vmlinux`` and ``modules/NN-NAME.ko``, numbered in the order they must be loaded."""
+    """Write ``vmlinuz``, ``vmlinux`` and ``modules/NN-NAME.ko``, numbered in the order they must be loaded."""
     with package_tree(package) as tree:
-        (out / "vmlinux").write_bytes(extract_vmlinux((tree / "boot" / f"vmlinuz-{package.release}").read_bytes()))
+        packed = (tree / "boot" / f"vmlinuz-{package.release}").read_bytes()
+        (out / "vmlinuz").write_bytes(packed)
+        (out / "vmlinux").write_bytes(extract_vmlinux(packed))
         modules = in_load_order(MODULES, modules_of(tree / "lib/modules" / package.release))
     (out / "modules").mkdir()
     for number, (name, code) in enumerate(modules.items()):

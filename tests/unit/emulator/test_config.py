@@ -77,7 +77,7 @@ def test_json_that_does_not_fit_is_400(body: bytes) -> None:
         ({**OFF, "watchdog": True}, "watchdog"),
         ({**OFF, "serial": {"mode": "Socket", "socket": "/a\0b"}}, "a NUL in socket"),
         ({**OFF, "debug_console": {"mode": "Tty"}}, "debug_console"),
-        ({**OFF, "payload": {"firmware": "/f"}}, "payload.firmware"),
+        ({**OFF, "payload": {"igvm": "/f"}}, "payload.igvm"),
         ({**OFF, "disks": [{"path": "/d", "vhost_user": True}]}, "disks.vhost_user"),
         ({**OFF, "net": [{"ip": "10.0.0.1"}]}, "net.ip"),
         ({**OFF, "memory": {"size": 1, "zones": [{"id": "a", "size": 1}]}}, "memory.zones"),
@@ -98,6 +98,10 @@ def test_a_known_field_that_asks_for_nothing_is_taken() -> None:
     ("config", "words"),
     [
         (OFF, "No bootitem provided: neither firmware nor kernel"),
+        (
+            {**OFF, "payload": {"kernel": "/k", "firmware": "/f"}},
+            "Specifying a kernel is not supported when a firmware is provided",
+        ),
         ({**BOOTABLE, "cpus": {"boot_vcpus": 2, "max_vcpus": 1}}, "Max CPUs (1) lower than boot CPUs (2)"),
         ({**BOOTABLE, "disks": [{"path": "/d", "id": "__a"}]}, "Identifier __a is not invalid"),
         ({**BOOTABLE, "disks": [{"path": "/d", "id": "a"}], "net": [{"id": "a"}]}, "Identifier a is not unique"),
@@ -130,3 +134,7 @@ def test_missing_ids_are_counted_over_all_devices() -> None:
     fill_ids(config)
     assert [disk["id"] for disk in config["disks"]] == ["_disk0", "b"]
     assert config["net"][0]["id"] == "_net1"
+
+
+def test_a_firmware_alone_can_boot() -> None:
+    validate(parse({**OFF, "payload": {"firmware": "/f"}}))

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from launcher.errors import ImageInvalid
-from launcher.facts import DiskFacts, ImageFacts
+from launcher.errors import HostUnfit, ImageInvalid
+from launcher.facts import DiskFacts, FirmwareFacts, ImageFacts
 from launcher.plan.storage import plan_disks, plan_payload
 from launcher.plan.types import BuildRootDisk, BuildSeed, ExtractKernel, GiveToVmm, MakeFolder
 from launcher.spec.types import ContainerRootfsVolume, Disk, Kernel, VmSpec
@@ -157,3 +157,23 @@ def test_direct_io_only_where_the_guest_sees_sectors_of_512(block: int, direct: 
     assert [config.direct for config in disks.configs] == [direct, None]
     assert disks.disks[0].io == why
     assert [disk.name for disk in disks.disks] == ["root", "seed"]
+
+
+def test_without_a_kernel_a_firmware_boots() -> None:
+    payload = plan_payload(None, replace(FACTS, firmware=FirmwareFacts(Path("/fw/CLOUDHV.fd"))))
+    assert (payload.config.firmware, payload.config.kernel, payload.config.cmdline) == ("/fw/CLOUDHV.fd", None, None)
+    (give,) = payload.actions
+    assert isinstance(give, GiveToVmm)
+    assert (give.path, give.write) == (Path("/fw/CLOUDHV.fd"), False)
+    assert payload.warnings == ()
+
+
+def test_the_firmware_that_boots_fewer_images_is_warned_of() -> None:
+    payload = plan_payload(None, replace(FACTS, firmware=FirmwareFacts(Path("/fw/hypervisor-fw"))))
+    assert "does not boot newer images" in payload.warnings[0]
+
+
+def test_without_a_firmware_the_remedy_is_told() -> None:
+    with pytest.raises(HostUnfit, match="no firmware at /x") as raised:
+        plan_payload(None, replace(FACTS, firmware=FirmwareFacts(problem="no firmware at /x", hint="get one")))
+    assert raised.value.hint == "get one"

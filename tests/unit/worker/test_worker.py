@@ -109,10 +109,9 @@ def test_a_spec_of_any_bytes_is_judged_not_choked_on(tmp_path: Path) -> None:
 
 
 def test_what_is_not_supported_is_refused_before_anything_is_done(prepared: Path) -> None:
-    spec = document(kernel=None, disks=[{"name": "seed"}])
-    code, messages, _ = run(encode_settings(settings(prepared, spec)))
+    code, messages, _ = run(encode_settings(settings(prepared, document(), receive_migration=True)))
     assert (code, failure(messages).reason) == (10, "SpecInvalid")
-    assert failure(messages).message.startswith("not supported yet: $.spec.instance.kernel")
+    assert failure(messages).message.startswith("not supported yet: $RECEIVE_MIGRATION")
     assert not (prepared / "run").exists()
 
 
