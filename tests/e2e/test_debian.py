@@ -29,10 +29,10 @@ def test_debian_boots_to_its_login_by_firmware() -> None:
         spec["spec"]["volumes"] = [{"name": "root", "containerDisk": {"image": "lab/debian"}}]
         pod.write_spec(spec)
 
-        stage.start(pod)
+        stage.start(pod, "--grace", "60")
         pod.until_console("cloudlike login:", 100 * stage.pace)
         status = json.loads(pod.exec("status", "-o", "json", timeout=60 * stage.pace).stdout)
         assert status["vmState"] == "Running"
         pod.kill(signal.SIGTERM)
-        result = stage.end(pod, 143, "Terminated", within=60)
+        result = stage.end(pod, 143, "Terminated", within=70)
         assert any("Power down" in line or "poweroff" in line.lower() for line in result["console"])

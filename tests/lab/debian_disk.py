@@ -15,7 +15,7 @@ from tests.lab.debian import cached, digest, locked_cache, newest_kernel, run
 from tests.lab.efi_disk import make_efi_disk
 
 SUITE = "bookworm"
-PACKAGES = ("systemd-sysv", "udev", "linux-image-cloud-amd64", "initramfs-tools", "zstd")
+PACKAGES = ("systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "initramfs-tools", "zstd")
 
 
 def debian_disk() -> Path:
