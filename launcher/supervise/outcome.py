@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from launcher.errors import LauncherError
 
 
-PROBLEMS_TOLD = 10  # of a spec, in a termination message; all of them fit nowhere
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """``message`` is a sentence; ``hint`` the remedy where there is one."""
@@ -30,14 +27,10 @@ class Outcome:
 
 def failed(error: LauncherError) -> Outcome:
     """The outcome of a start that failed with ``error``."""
-    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecInvalid) else []
-    if not problems:
-        return Outcome(error.reason, error.exit_code, error.message, error.hint)
-    told = problems[:PROBLEMS_TOLD]
-    hint = error.hint
-    if len(told) < len(problems):
-        hint = f"launcher validate shows all {len(problems)} problems"
-    return Outcome(error.reason, error.exit_code, "; ".join(told), hint)
+    problems = error.problems if isinstance(error, SpecInvalid) else ()
+    message = "; ".join(map(str, problems)) or error.message
+    hint = f"launcher validate shows all {len(problems)} problems" if len(problems) > 1 else error.hint
+    return Outcome(error.reason, error.exit_code, message, hint)
 
 
 def internal(error: Exception) -> Outcome:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
+HINT_LIMIT = 500  # characters of a remedy, where the message had to be cut
 RESULT_LIMIT = 4096  # bytes; the kubelet cuts a termination message there
 EVENTS_KEPT = 256  # in memory, for clients that ask what happened
 _NONE: Mapping[str, object] = MappingProxyType({})
@@ -112,9 +113,10 @@ def result_json(
 
     ``started`` is seconds since the epoch.
     """
+    text, hint = outcome.message, f" ({outcome.hint})" if outcome.hint else ""
     value: dict[str, Any] = {
         "reason": outcome.reason,
-        "message": f"{outcome.message} ({outcome.hint})" if outcome.hint else outcome.message,
+        "message": text + hint,
         "exitCode": outcome.exit_code,
         "phase": phase,
         "startedAt": timestamp(started),
@@ -128,7 +130,8 @@ def result_json(
         elif value["vmm"]:
             value["vmm"] = {}
         else:
-            value["message"] = value["message"][: len(value["message"]) * 3 // 4]
+            text = text[: len(text) * 3 // 4]
+            value["message"] = f"{text} …{hint[:HINT_LIMIT]}"
     return data
 
 

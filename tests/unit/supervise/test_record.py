@@ -72,7 +72,14 @@ def test_a_result_fits_and_keeps_what_users_branch_on(message: str, line: str) -
     assert len(data) <= RESULT_LIMIT
     assert (value["reason"], value["exitCode"]) == ("VmmFailed", 15)
     assert value["startedAt"] == "1970-01-01T00:00:00.000Z"
-    assert value["message"] == message[: len(value["message"])] != ""
+    kept = value["message"].removesuffix(" …")
+    assert kept == message[: len(kept)] != ""
+    assert (kept == message) == (value["message"] == message)  # what was cut says so
+
+
+def test_a_long_message_keeps_its_remedy() -> None:
+    value = json.loads(result_json(Outcome("SpecInvalid", 10, "m" * 9000, "a remedy"), phase="preparing", started=0.0))
+    assert value["message"].endswith("m … (a remedy)")
 
 
 def test_the_newest_console_lines_stay() -> None:
