@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from launcher.errors import LauncherError
 
 
+MANY = 10  # problems of a spec that may not all fit into a termination message
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """``message`` is a sentence; ``hint`` the remedy where there is one."""
@@ -29,7 +32,7 @@ def failed(error: LauncherError) -> Outcome:
     """The outcome of a start that failed with ``error``."""
     problems = error.problems if isinstance(error, SpecInvalid) else ()
     message = "; ".join(map(str, problems)) or error.message
-    hint = f"launcher validate shows all {len(problems)} problems" if len(problems) > 1 else error.hint
+    hint = f"launcher validate shows all {len(problems)} problems" if len(problems) > MANY else error.hint
     return Outcome(error.reason, error.exit_code, message, hint)
 
 
