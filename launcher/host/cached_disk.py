@@ -16,7 +16,7 @@ from launcher.host.clone import reflink, sparse_copy
 from launcher.host.files import telling
 from launcher.host.overlay import write_overlay
 from launcher.host.storage import build_root_disk
-from launcher.host.workspace import sync, workspace
+from launcher.host.workspace import publish, sync, workspace
 from launcher.image.limits import DEFAULT
 from launcher.plan.types import BuildRootDisk
 
@@ -71,9 +71,7 @@ def clone_root_disk(action: CloneRootDisk, *, arch: str, limits: Limits = DEFAUL
                     _pin(found.path, action.base)
         with telling("make disk", action.disk), workspace(action.disk) as aside:
             copied = _make(action, source, aside / "disk")
-            sync(aside / "disk")
-            (aside / "disk").rename(action.disk)
-            sync(action.disk.parent)
+            publish(aside / "disk", action.disk)
     fields = {"disk": str(action.disk), "way": action.way, "built": found.built, "copied": copied}
     _log.info("root disk out of the cache", extra={"fields": fields})
     try:

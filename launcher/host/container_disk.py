@@ -16,7 +16,7 @@ from launcher.host.files import telling
 from launcher.host.overlay import write_overlay
 from launcher.host.progress import Advance, Meter
 from launcher.host.qemu_img import qcow2_to_raw
-from launcher.host.workspace import sync, workspace
+from launcher.host.workspace import publish, sync, workspace
 from launcher.image.disk import DiskImage, find_disk, host_path, judge_disk
 from launcher.image.limits import DEFAULT
 from launcher.image.source import open_image
@@ -61,14 +61,16 @@ def _lay_over(base: Path, disk: Path, mark: str) -> None:
         kind, virtual = judge_disk(lambda at, count: os.pread(file.fileno(), count, at), size, str(base))
     with workspace(disk) as making:
         if mark:
-            _publish_text(making / "mark", mark, disk.with_suffix(".mark"))
+            _write_mark(making / "mark", mark, disk.with_suffix(".mark"))
         write_overlay(making / "disk", base, virtual, kind)
-        _publish(making / "disk", disk)
+        publish(making / "disk", disk)
 
 
-def _publish_text(making: Path, text: str, path: Path) -> None:
-    making.write_text(text)
-    _publish(making, path)
+def _write_mark(making: Path, mark: str, path: Path) -> None:
+    """Anew at each attempt: it belongs to the disk that follows, not to one that a killed run did not get to make."""
+    making.write_text(mark)
+    sync(making)
+    making.replace(path)
 
 
 def copy_as_it_is(image: Image, target: Path, meter: Meter) -> DiskImage:
@@ -78,7 +80,7 @@ def copy_as_it_is(image: Image, target: Path, meter: Meter) -> DiskImage:
         copy = making / "disk"
         _copy(image, disk, copy, target, meter)
         copy.chmod(_READ_ONLY)
-        _publish(copy, target)
+        publish(copy, target)
     return disk
 
 
@@ -100,7 +102,7 @@ def copy_raw(image: Image, target: Path, identity: Confinement, meter: Meter) ->
                     os.chown(path, identity.uid, identity.gid)
             hear = _heard(meter, "converting the disk", disk.size)
             qcow2_to_raw(source, copy, identity, lambda percent: hear(int(disk.size * percent / 100)))
-        _publish(copy, target)
+        publish(copy, target)
     return disk
 
 
@@ -127,12 +129,6 @@ def _check_room(target: Path, needed: int) -> None:
             f"no space is left for the disk {target}: it takes {-(-needed // _MIB)}Mi, {free // _MIB}Mi are free",
             hint="make room, or mount a larger volume there",
         )
-
-
-def _publish(making: Path, path: Path) -> None:
-    sync(making)
-    making.rename(path)
-    sync(path.parent)
 
 
 def _log_advance(advance: Advance) -> None:

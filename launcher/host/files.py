@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HINTS = {
     errno.EACCES: "run the launcher as root, with the capabilities it asks for",
     errno.EDQUOT: "raise the quota",
+    errno.EEXIST: "another launcher made it meanwhile: a volume for one VM cannot be shared",
     errno.EFBIG: "the file system there cannot hold so large a file: choose a smaller size, or mount another there",
     errno.ENOSPC: "make room, or mount a larger volume there",
     errno.ENOTDIR: "something else is there: move it away",

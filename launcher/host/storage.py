@@ -20,7 +20,7 @@ from launcher.host import ext4
 from launcher.host.ext4_tree import BLOCK, KEPT, plan_tree
 from launcher.host.files import telling
 from launcher.host.progress import Advance, Meter
-from launcher.host.workspace import sync, workspace
+from launcher.host.workspace import publish, workspace
 from launcher.image.limits import DEFAULT, Limits
 from launcher.image.source import open_image
 from launcher.image.stream import flatten, tar_stream
@@ -117,7 +117,7 @@ def _build(action: BuildRootDisk, image: Image, aside: Path, meter: Meter) -> Ro
     if lost:
         fields = {"image": str(image.path), "lost": ", ".join(lost)}
         _log.warning("ext4 cannot keep everything the image has", extra={"fields": fields})
-    _publish(making, disk)
+    publish(making, disk)
     return RootDisk(disk, target.size, built=True, lost=lost, digest=image.digest)
 
 
@@ -158,10 +158,3 @@ def _check_room(disk: Path, plan: Plan) -> None:
             f"no space is left for the disk {disk}: it takes {-(-needed // _MIB)}Mi, {room // _MIB}Mi are free",
             hint="make room, or mount a larger volume there",
         )
-
-
-def _publish(making: Path, disk: Path) -> None:
-    """Give a finished disk its name, once it is safely on the disk below."""
-    sync(making)
-    making.rename(disk)
-    sync(disk.parent)

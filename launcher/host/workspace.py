@@ -1,10 +1,11 @@
 """Folders to build in: beside what is being made, locked as long as the build lives, gone afterwards.
 
-What is whole is renamed out of its workspace, so that nothing half-made ever has a name that somebody reads.
+What is whole gets its name outside of its workspace, so that nothing half-made ever has a name that somebody reads.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -61,6 +62,22 @@ def _lock(folder: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def publish(made: Path, path: Path) -> None:
+    """Give a finished disk its name, once it is safely on the disk below; never in the place of another.
+
+    By linking: renaming would replace a disk that another launcher on the same volume has made and uses meanwhile.
+    Raises FileExistsError, or another OSError.
+    """
+    sync(made)
+    try:
+        path.hardlink_to(made)
+    except PermissionError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        made.rename(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -305,7 +305,7 @@ def test_a_killed_build_leaves_no_disk_and_the_next_one_cleans_up(rich: Path, tm
     script = (
         "import sys, os, signal; from pathlib import Path; from launcher.host import ext4, storage\n"
         "from launcher.plan.types import BuildRootDisk\n"
-        "storage._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "storage.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"storage.build_root_disk(BuildRootDisk('root', Path({str(rich)!r}), Path({str(tmp_path / 'disk')!r}), 1 << 26, ''), "
         "arch='x86_64')"
     )
