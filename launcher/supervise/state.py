@@ -254,7 +254,7 @@ def _vmm_exited(state: State, event: VmmExited) -> Step:
 def _why_exited(state: State, event: VmmExited) -> Outcome:
     if state.migrated:
         return ends.migrated_away()
-    if event.status != 0 or event.crashed:
+    if (event.status != 0 and not state.vmm_kill_sent) or event.crashed:
         return ends.vmm_died(event.status, event.last_words)
     if state.stop is not None:
         return state.stop.graceful

@@ -275,6 +275,16 @@ def test_an_old_vmm_that_ends_with_the_guest_is_a_power_off() -> None:
     assert outcome_of(commands).reason == "GuestPoweredOff"
 
 
+def test_an_old_vmm_that_takes_long_to_go_after_its_guest_is_still_a_power_off() -> None:
+    old = replace(HANDOFF, vmm=replace(HANDOFF.vmm, version=(51, 0, 0)))
+    state = replace(running(), handoff=old)
+    unreachable = Answered("info", refusal=REFUSED, unreachable=True)
+    _, commands = play(VmmSaid("vm", "shutdown"), unreachable, TimerFired("kill"), VmmExited(-9), state=state)
+
+    assert SignalVmm(kill=True) in commands
+    assert outcome_of(commands).reason == "GuestPoweredOff"
+
+
 def test_a_vcpu_error_exits_zero_and_is_no_power_off() -> None:
     _, commands = play(
         VmmSaid("vm", "shutdown"),
