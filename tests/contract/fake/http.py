@@ -113,7 +113,7 @@ class Server(threading.Thread):
 
     def stop(self) -> None:
         os.eventfd_write(self.waker, 1)
-        self.join()
+        self.join(0.5)  # a request that came as the VMM ended is never answered; the connection ends with us
 
     def run(self) -> None:
         epoll = select.epoll()
